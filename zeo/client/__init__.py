@@ -1,0 +1,1 @@
+"""The client's rooms; the door is `zeo.ClientStorage`."""

@@ -1,0 +1,1 @@
+"""The server's rooms; the door is `zeo.StorageServer`."""
