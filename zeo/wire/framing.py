@@ -1,0 +1,122 @@
+"""Bytes to frames and back: length-prefixed framing.
+
+A frame is a length N as four bytes, unsigned and big-endian, then N bytes of payload, N > 0.  The
+stream consists of frames and nothing else.
+"""
+
+from struct import Struct
+
+from zeo.errors import ProtocolError
+
+#: One whole frame, header included, in parts to be sent one after the other.  Long records keep a
+#: part of their own, so that putting a frame together does not copy them.
+Frame = tuple[bytes, ...]
+
+#: The longest payload the length prefix can express.
+LONGEST = 2**32 - 1
+
+HEADER = Struct('>I')
+assert HEADER.size == 4
+
+_pack = HEADER.pack
+_unpack_from = HEADER.unpack_from
+
+#: Parts longer than this are not copied to save a part.
+_JOIN_UP_TO = 16 * 1024
+
+#: A long frame's buffer starts no larger than this and doubles as data arrives, so that a length
+#: prefix alone makes nobody allocate much.
+_FIRST_STEP = 4 * 1024 * 1024
+
+
+def frame(*parts: bytes) -> Frame:
+    """Put the header before a payload given in one or more parts."""
+    length = 0
+    for part in parts:
+        length += len(part)
+    if length > LONGEST:
+        raise ProtocolError(f'a message of {length} bytes is longer than the protocol can carry')
+    if length <= _JOIN_UP_TO:
+        return (b''.join((_pack(length), *parts)),)
+    return (_pack(length), *parts)
+
+
+class Inbox:
+    """Bytes in, payloads out: what was received and is not yet taken.
+
+    Whoever reads the socket lets it write into `buffer()`, says with `advance()` how much came, and
+    takes payloads with `next()` until there is none.  Not thread safe: it belongs to whoever has the
+    right to read.
+
+    ``limit`` is the length in bytes of the longest acceptable payload and may be changed at any time.
+    """
+
+    __slots__ = ('limit', '_buffer', '_view', '_start', '_end', '_long', '_length', '_filled')
+
+    def __init__(self, limit: int = LONGEST, size: int = 64 * 1024) -> None:
+        self.limit = limit
+        self._buffer = bytearray(size)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0  # what lies between them was received and is not yet taken
+        self._long: bytearray | None = None  # a payload too long for the buffer, while it arrives
+        self._length = 0  # its whole length
+        self._filled = 0  # how much of it is there
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes belong; never empty.  Use it at once and keep no reference."""
+        if self._long is None:
+            return self._view[self._end:] if self._end else self._view
+        return memoryview(self._long)[self._filled:]
+
+    def advance(self, count: int) -> None:
+        """Note that ``count`` bytes were written into `buffer()`."""
+        if self._long is None:
+            self._end += count
+            return
+        self._filled += count
+        have = len(self._long)
+        if self._filled == have < self._length:
+            self._long += bytes(min(have, self._length - have))
+
+    def next(self) -> bytes | bytearray | None:
+        """The next whole payload, or None until more bytes have come.
+
+        Raises `ProtocolError` for a length that is zero or beyond the limit.
+        """
+        if self._long is not None:
+            if self._filled < self._length:
+                return None
+            payload, self._long = self._long, None
+            return payload
+        start = self._start
+        have = self._end - start
+        if have < 4:
+            if not have:
+                self._start = self._end = 0
+            elif start + 4 > len(self._buffer):
+                self._to_front()
+            return None
+        length, = _unpack_from(self._buffer, start)
+        if not 0 < length <= self.limit:
+            raise ProtocolError(f'a frame of {length} bytes; this side takes 1 to {self.limit}')
+        end = start + 4 + length
+        if end <= self._end:
+            if end == self._end:
+                self._start = self._end = 0
+            else:
+                self._start = end
+            return bytes(self._view[start + 4:end])
+        if length + 4 > len(self._buffer):
+            self._long = bytearray(min(length, max(_FIRST_STEP, have)))
+            self._long[:have - 4] = self._view[start + 4:self._end]
+            self._length = length
+            self._filled = have - 4
+            self._start = self._end = 0
+        elif end > len(self._buffer):
+            self._to_front()
+        return None
+
+    def _to_front(self) -> None:
+        have = self._end - self._start
+        self._buffer[:have] = self._buffer[self._start:self._end]
+        self._start, self._end = 0, have
