@@ -1,0 +1,39 @@
+"""Fixtures for tests that need real server processes (see tests/system/servers.py)."""
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.system.servers import Pool, Server
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start servers (the arguments are `Server`'s); at the end all are stopped and judged."""
+    servers: list[Server] = []
+
+    def start(*args: Any, **kw: Any) -> Server:
+        server = Server(*args, **kw)
+        servers.append(server)
+        return server.start()
+
+    yield start
+    failures = []
+    for server in servers:
+        try:
+            server.close()
+        except AssertionError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+@pytest.fixture(scope='class')
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """Fresh storages for a test class, which says of what sort in its attribute ``server``."""
+    pool = Pool(**request.cls.server)
+    yield pool
+    pool.close()
+    gc.collect()    # what the class forgot to close is found here, not in the next one
