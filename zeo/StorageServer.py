@@ -1,0 +1,380 @@
+"""Listens, accepts, gives each client a thread and a session; ends them all in order.
+
+Threads of a server process, each named for what it does:
+
+- ``zeo accept ADDRESS``: one for each listening socket (`socketserver`), accepts connections;
+- ``zeo client ADDRESS``: one for each connection, reads from the socket and runs the session: it is in
+  recv, in the storage, or sending to its own client;
+- ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
+- ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
+- ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
+- ``zeo pack STORAGE`` and the like: one for each request that may take long, while it lasts.
+
+Locks, from the outermost to the innermost; who holds one may take only those below it:
+
+1. the commit lock of a storage (`zeo.server.commitlock`; no thread ever waits in it): from vote to
+   finish or abort;
+2. the storage's own locks, inside its calls;
+3. the publisher's mutex: appending an announcement to all outboxes;
+4. a transaction's mutex: one move of its state;
+5. an outbox' mutex: appending or taking; a leaf.
+
+Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket),
+and the mutex inside the commit lock, the list of connections and the workers' starting locks are leaves.
+No storage is called and nothing is sent under 3, 4 or 5.
+"""
+
+import contextlib
+import errno
+import logging
+import socket
+import socketserver
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from zeo.errors import ProtocolError
+from zeo.server import addresses as listening
+from zeo.server.outbox import Outbox
+from zeo.server.served import Served
+from zeo.server.session import Session
+from zeo.server.writer import PATIENCE
+from zeo.server.writer import Line
+from zeo.server.writer import Writer
+from zeo.wire import messages
+from zeo.wire.framing import Inbox
+from zeo.wire.framing import frame
+
+logger = logging.getLogger(__name__)
+
+#: ``(host, port)``, or the path of a Unix domain socket.
+Address = tuple[str, int] | str
+
+#: How long in seconds a client may take for the handshake and for registering.
+HANDSHAKE_PATIENCE = 30.0
+
+#: The longest frame in bytes that a client may send before it is registered, and after.
+FIRST_FRAMES = 64 * 1024
+LONGEST_FRAME = 1024**3
+
+#: Replies are sent when so many bytes have piled up, though there are more requests to serve first.
+_ENOUGH = 128 * 1024
+
+#: How long in seconds `StorageServer.close` waits for connections to end by themselves.
+CLOSING_PATIENCE = 15.0
+
+#: TCP keep-alive: after so many idle seconds, every so many seconds, so many times.  A client whose
+#: machine has vanished is found out within `IDLE + INTERVAL * COUNT` seconds.
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
+
+
+class StorageServer:
+    """A server for any number of named storages on any number of addresses.
+
+    ``storages`` maps names to storages (`ZODB.interfaces.IStorage`), which the server closes in the
+    end.  ``addresses`` are ``(host, port)`` (host ``''``: all interfaces; port 0: a free one) or paths
+    of Unix domain sockets.  The options are explained in start.txt; ``transaction_timeout`` and
+    ``invalidation_age`` are in seconds, None switches them off.
+    """
+
+    def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address], *,
+                 read_only: bool = False, transaction_timeout: float | None = 30.0,
+                 invalidation_queue_size: int = 100, invalidation_age: float | None = None,
+                 client_conflict_resolution: bool = False) -> None:
+        by_storage: dict[int, Served] = {}
+        self._served: dict[str, Served] = {}
+        for name, storage in storages.items():
+            served = by_storage.get(id(storage))
+            if served is None:
+                served = by_storage[id(storage)] = Served(
+                    name, storage, read_only=read_only, transaction_timeout=transaction_timeout,
+                    invalidation_queue_size=invalidation_queue_size,
+                    invalidation_age=invalidation_age,
+                    client_conflict_resolution=client_conflict_resolution)
+            self._served[name] = served
+        self._wanted = list(addresses)
+        self._listeners: list[_Listener] = []
+        self._writer = Writer()
+        # Guards `_connections` and `_closing`; a leaf.
+        self._mutex = threading.Lock()
+        self._connections: dict[Connection, threading.Thread] = {}
+        self._closing = False
+        self._closed = threading.Event()
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where the server listens, with ports as they were chosen."""
+        return [listener.address for listener in self._listeners]
+
+    @property
+    def storages(self) -> Mapping[str, Served]:
+        """What is served, by name."""
+        return self._served
+
+    def start(self) -> None:
+        """Listen on all addresses and serve in background threads.
+
+        Raises `OSError`, whose text names the address and says what to do, and then listens nowhere.
+        """
+        with contextlib.ExitStack() as unless_done:
+            for address in self._wanted:
+                if isinstance(address, str):
+                    sockets = [listening.listen_unix(address)]
+                else:
+                    sockets = listening.listen(*address)
+                for sock in sockets:
+                    self._listeners.append(_Listener(self, sock))
+                    unless_done.callback(self._listeners[-1].server_close)
+            unless_done.pop_all()
+        self._writer.start()
+        for listener in self._listeners:
+            listener.start()
+
+    # ---- connections ------------------------------------------------------------------
+
+    def serve(self, sock: socket.socket, client: str) -> None:
+        """Serve one client to its end, in the calling thread."""
+        connection = Connection(sock, client, self._served, self._writer)
+        with self._mutex:
+            if self._closing:
+                connection.close()
+                return
+            self._connections[connection] = threading.current_thread()
+        try:
+            connection.run()
+        finally:
+            connection.close()
+            with self._mutex:
+                del self._connections[connection]
+
+    @property
+    def connections(self) -> list['Connection']:
+        """A snapshot of the connections."""
+        with self._mutex:
+            return list(self._connections)
+
+    # ---- the end ------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop accepting, let finishing transactions finish, abort the others, close everything.
+
+        Returns when all threads have ended and the storages are closed.  May be called again, and from
+        any thread but the server's own.
+        """
+        with self._mutex:
+            first, self._closing = not self._closing, True
+            threads = dict(self._connections)
+        if not first:
+            self._closed.wait()
+            return
+        try:
+            for listener in self._listeners:
+                listener.stop()
+            for connection in threads:
+                connection.stop()
+            for connection, thread in threads.items():
+                thread.join(CLOSING_PATIENCE)
+                if thread.is_alive():
+                    logger.warning('%s: does not end by itself', connection.session.client)
+                    connection.line.hang_up()
+            for thread in threads.values():
+                thread.join(CLOSING_PATIENCE)
+            if self._listeners:
+                self._writer.close()
+        finally:
+            for served in set(self._served.values()):
+                try:
+                    served.close()
+                except Exception:
+                    logger.exception('storage %s cannot be closed', served.name)
+            self._closed.set()
+
+
+class Connection:
+    """A client's socket with its session, and the loop that reads from the one into the other."""
+
+    def __init__(self, sock: socket.socket, client: str, storages: Mapping[str, Served],
+                 writer: Writer) -> None:
+        self._sock = sock
+        self._storages = storages
+        self._stopping = False
+        self._deadline = 0.0  # time.monotonic() at which the client has to be registered
+        outbox = Outbox()
+        self.line = Line(sock, outbox, writer)
+        self.session = Session(storages, outbox, client, self.line.hang_up)
+
+    def run(self) -> None:
+        """Serve until the client leaves, breaks the protocol, or the server is closed."""
+        session = self.session
+        inbox = Inbox(FIRST_FRAMES, 32 * 1024)
+        try:
+            self._set_up_socket()
+            if self._handshake(inbox):
+                inbox.limit = LONGEST_FRAME
+                self._set_time_limit(0)
+                self._converse(inbox)
+        except ProtocolError as error:
+            logger.warning('%s: disconnected: %s', session.client, error)
+        except TimeoutError:
+            logger.warning('%s: disconnected: it took too long to introduce itself', session.client)
+        except OSError as error:
+            logger.info('%s: lost (%s)', session.client, error.strerror or error)
+        except Exception:
+            logger.exception('%s: disconnected because of an error here', session.client)
+        else:
+            logger.debug('%s: has left', session.client)
+
+    def _set_up_socket(self) -> None:
+        sock = self._sock
+        sock.setblocking(True)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in [('TCP_KEEPIDLE', KEEPALIVE_IDLE),
+                                  ('TCP_KEEPINTVL', KEEPALIVE_INTERVAL),
+                                  ('TCP_KEEPCNT', KEEPALIVE_COUNT)]:
+                if hasattr(socket, option):
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def _set_time_limit(self, seconds: float) -> None:
+        """How long one recv may take; 0 is for ever.  In the kernel, where it costs no extra call."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
+                              struct.pack('ll', int(seconds), int(seconds % 1 * 1e6)))
+
+    def _receive(self, inbox: Inbox) -> bool:
+        """Read once; False at the end of the stream."""
+        try:
+            count = self._sock.recv_into(inbox.buffer())
+        except BlockingIOError:
+            raise TimeoutError from None
+        inbox.advance(count)
+        return count > 0
+
+    def _next(self, inbox: Inbox) -> bytes | bytearray | None:
+        """The next payload during the handshake; None at the end of the stream."""
+        while True:
+            payload = inbox.next()
+            if payload is not None:
+                return payload
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._set_time_limit(left)
+            if not self._receive(inbox):
+                return None
+
+    def _handshake(self, inbox: Inbox) -> bool:
+        """Agree on the protocol, and hear the first request, which has to register."""
+        self._deadline = time.monotonic() + HANDSHAKE_PATIENCE
+        outbox = self.session.outbox
+        outbox.append(frame(messages.GREETING))
+        self.line.push()
+        answer = self._next(inbox)
+        if answer is None:
+            return False
+        if answer == messages.PROBE:
+            outbox.append(frame(messages.status_report(
+                {name: served.status() for name, served in self._storages.items()})))
+            self.line.push(PATIENCE)
+            return False
+        if answer != messages.GREETING:
+            raise ProtocolError(f'it does not speak {messages.GREETING.decode()}')
+        while not self.session.is_registered:
+            payload = self._next(inbox)
+            if payload is None:
+                return False
+            self.session.handle(payload)
+            self.line.push(PATIENCE)
+        return True
+
+    def _converse(self, inbox: Inbox) -> None:
+        """Serve one request after the other, as long as there are any; send replies in one go."""
+        handle = self.session.handle
+        outbox = self.session.outbox
+        push = self.line.push
+        while True:
+            while (payload := inbox.next()) is not None:
+                handle(payload)
+                if outbox.backlog > _ENOUGH:
+                    push(PATIENCE)
+            if outbox.backlog:
+                push(PATIENCE)
+            if self._stopping or outbox.gone or not self._receive(inbox):
+                return
+
+    def stop(self) -> None:
+        """The server is closing: come to an end after the request that is served now.  Any thread."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        """Leave nothing behind.  The thread that ran the connection calls this."""
+        self.session.close()
+        self.line.push(PATIENCE)
+        self.line.close()
+
+
+class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    """Accepts on one listening socket and starts a thread for each connection."""
+
+    daemon_threads = True  # `StorageServer.close` sees to their end
+    block_on_close = False
+
+    def __init__(self, server: StorageServer, sock: socket.socket) -> None:
+        name = sock.getsockname()
+        super().__init__(name, socketserver.BaseRequestHandler)
+        self.socket = sock
+        self.address: Address = name if isinstance(name, str) else name[:2]
+        self._server = server
+        self._file = listening.socket_file(name) if isinstance(name, str) else None
+        self._clients = 0
+        self._pause = threading.Event()  # set when the listener is to stop
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(0.1,), daemon=True,
+            name=f'zeo accept {listening.describe(self.address)}')
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return self.socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                # It will be asked again at once: neither spin nor fill the log.
+                logger.error('a connection could not be accepted: %s', error.strerror)
+                self._pause.wait(1.0)
+            raise
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if isinstance(client_address, tuple):
+            client = listening.describe(client_address)
+        else:
+            self._clients += 1
+            client = f'{self.address}#{self._clients}'
+        threading.current_thread().name = f'zeo client {client}'
+        self._server.serve(request, client)
+
+    def shutdown_request(self, request: Any) -> None:
+        request.close()  # a second time, which does nothing, unless no thread could be started
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.exception('a connection failed')
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._pause.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def server_close(self) -> None:
+        self.socket.close()
+        if self._file is not None:
+            listening.remove_socket_file(str(self.address), self._file)

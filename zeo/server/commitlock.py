@@ -1,0 +1,151 @@
+"""One committer at a time: first come, first served; cancellable; limited in time.
+
+The lock is granted to *waiters*, objects that may have left in the meantime: granting says whether the
+waiter was still there, and if not, the next one is asked.  No thread waits here.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Waiter(Protocol):
+    """Who wants the commit lock."""
+
+    def granted(self) -> bool:
+        """The lock is yours now.  False: no longer wanted; it goes on to the next.
+
+        Called by the thread that released the lock, with no mutex held; it must not wait.
+        """
+
+    def expired(self) -> None:
+        """You have held the lock longer than the limit.  Called by the lock's own thread."""
+
+
+class CommitLock:
+    """A FIFO lock that is held across a client's round trip.
+
+    ``limit`` is how long in seconds it may be held before the holder is told that it expired; None for
+    no limit.  What the holder does about it is its own affair; the lock is free when it is released.
+    """
+
+    def __init__(self, limit: float | None = None, name: str = '') -> None:
+        # Guards the attributes below; a leaf.
+        self._mutex = threading.Lock()
+        self._holder: Waiter | None = None
+        self._since: float | None = None  # time.time() of the grant
+        self._deadline = 0.0  # time.monotonic()
+        self._queue: deque[Waiter] = deque()
+        self._limit = limit
+        self._name = name
+        self._grants = 0  # tells one grant to the same waiter from the next
+        self._clock: threading.Thread | None = None
+        # Notified when a resting clock has something to watch, or is to end.
+        self._wake = threading.Condition(self._mutex)
+        self._resting = False
+        self._closed = False
+
+    def acquire(self, waiter: Waiter) -> bool:
+        """True: the lock is yours.  False: you are in the queue, `Waiter.granted` will be called."""
+        with self._mutex:
+            if self._holder is not None:
+                self._queue.append(waiter)
+                return False
+            self._grant(waiter)
+        return True
+
+    def cancel(self, waiter: Waiter) -> bool:
+        """Leave the queue; False if the waiter is not in it (any more)."""
+        with self._mutex:
+            try:
+                self._queue.remove(waiter)
+            except ValueError:
+                return False
+            return True
+
+    def release(self, holder: Waiter) -> None:
+        """Give the lock back; it goes to the first in the queue who still wants it."""
+        while True:
+            with self._mutex:
+                assert self._holder is holder, 'the lock is released by who holds it'
+                self._holder = None
+                self._since = None
+                if not self._queue:
+                    return
+                holder = self._queue.popleft()
+                self._grant(holder)
+            if holder.granted():
+                return
+
+    def _grant(self, waiter: Waiter) -> None:
+        self._holder = waiter
+        self._since = time.time()
+        self._grants += 1
+        if self._limit is not None:
+            self._deadline = time.monotonic() + self._limit
+            if self._resting:
+                self._resting = False
+                self._wake.notify()
+            elif self._clock is None and not self._closed:
+                self._clock = threading.Thread(
+                    target=self._watch_time, name=f'zeo commit clock {self._name}', daemon=True)
+                self._clock.start()
+
+    # ---- for status -------------------------------------------------------------
+
+    @property
+    def holder(self) -> Waiter | None:
+        return self._holder
+
+    @property
+    def since(self) -> float | None:
+        """When the lock was taken, in seconds since the epoch; None if it is free."""
+        return self._since
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def clock_is_alive(self) -> bool | None:
+        """Whether holders are timed out as they should be; None if there is no limit."""
+        if self._limit is None:
+            return None
+        return self._clock is None or self._clock.is_alive()
+
+    # ---- the clock ----------------------------------------------------------------
+
+    def _watch_time(self) -> None:
+        """Tell each holder, once, when its time is up; rest while there is nobody to watch."""
+        told = 0
+        while True:
+            with self._mutex:
+                while True:
+                    if self._closed:
+                        return
+                    left = self._deadline - time.monotonic()
+                    if self._holder is None or self._grants == told:
+                        self._resting = True
+                        self._wake.wait()
+                    elif left > 0:
+                        self._wake.wait(left)  # a grant meanwhile moves the deadline: look again
+                    else:
+                        holder, told = self._holder, self._grants
+                        break
+            try:
+                holder.expired()
+            except Exception:
+                logger.exception('a transaction that took too long could not be ended')
+
+    def close(self) -> None:
+        """End the clock's thread and wait for it."""
+        with self._mutex:
+            self._closed = True
+            self._wake.notify()
+            clock = self._clock
+        if clock is not None:
+            clock.join()

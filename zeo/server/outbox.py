@@ -1,0 +1,209 @@
+"""Everything still to be said to one client, in order; and the mark that keeps loads honest.
+
+Order is decided here.  A client may cache what a load reply calls current, so no such reply may stand
+behind an invalidation that ends it.  The storage is read without any lock; therefore a reply made from
+what was read enters only under its *mark* (read-then-validate, as in optimistic locking):
+
+    mark = outbox.published         # before the storage is read
+    ... read the storage, holding no lock ...
+    outbox.reply_to_load(frame, mark, start)   # refuses if something was announced since
+
+*Claim:* no reply that calls a revision of ``start < T`` current stands behind the announcement of a
+transaction T that changed the object.  *Proof:* suppose it does.  ``published`` grew when T was
+announced, in the same step, and was found equal to the mark later on; so the mark was taken after the
+announcement of T, hence after ``storage.tpc_finish`` had returned for T; so the read began when T was
+visible, and would have found ``start >= T``, or an end.  The reply to the client's own ``tpc_finish``
+counts as an announcement.  QED.
+
+The other way round, no reply shows a tid that was not announced here before: the load waits for the
+announcement, which is a moment away, and is done again.  (Some clients' persistent caches cannot cope
+with replies that run ahead.)
+
+The mutex is a leaf: nothing is called while it is held, and appending never waits, so a slow client
+delays nobody but itself.  If its backlog gets too long it is condemned.
+"""
+
+import enum
+import threading
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Collection
+
+from ZODB.utils import z64
+
+from zeo.wire.framing import Frame
+
+#: Backlog in bytes beyond which a client that does not read is given up.
+LIMIT = 64 * 1024 * 1024
+
+
+class Outcome(enum.Enum):
+    """What became of the reply to a load."""
+
+    SENT = 'sent'
+    AGAIN = 'again'  #: something was announced since the mark: read the storage again
+    AHEAD = 'ahead'  #: it shows a transaction that is not announced yet: wait for that, then read again
+    GONE = 'gone'  #: the connection has ended
+
+
+class Outbox:
+    """The frames still to be sent over one connection, first in, first out.
+
+    Any thread may append.  ``deliver`` is called without arguments, and with no mutex held, by those
+    who appended and want it sent.  ``published`` and ``announced`` (a tid) grow with each announcement;
+    ``backlog`` is in bytes, ``gone`` is final.  All of them may be read without the mutex.
+    """
+
+    __slots__ = ('published', 'announced', 'backlog', 'gone', 'deliver', 'limit', 'size_sent',
+                 '_parts', '_mutex', '_changed', '_waiting', '_watched', '_touched')
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.published = 0
+        self.announced = z64
+        self.backlog = 0
+        self.gone = False
+        self.limit = limit
+        self.size_sent = 0
+        self.deliver: Callable[[], None] = _nobody_delivers
+        self._parts: deque[bytes] = deque()
+        self._mutex = threading.Lock()
+        # Notified, if `_waiting`, when something was announced, when there is more room, and at
+        # the end.  Only the session's own thread waits, and always with a time-out.
+        self._changed = threading.Condition(self._mutex)
+        self._waiting = False
+        self._watched: bytes | None = None  # the oid of a load that was already done again
+        self._touched = False  # whether that oid was announced since
+
+    # ---- what goes in ---------------------------------------------------------
+
+    def append(self, frame: Frame) -> bool:
+        """Append a frame whose place in the order does not matter; False if the client is gone."""
+        with self._mutex:
+            if self.gone:
+                return False
+            self._append(frame)
+            return True
+
+    def announce(self, frame: Frame, tid: bytes, oids: Collection[bytes]) -> bool:
+        """Append the announcement of a transaction of somebody else, or of this client itself.
+
+        The publisher calls this, in tid order, under its mutex.  False if the client does not keep
+        up: the backlog *before* this announcement is beyond the limit.  It is then condemned, and the
+        caller has to `deliver`, to make that known.
+        """
+        with self._mutex:
+            if self.gone:
+                return True
+            if self.backlog > self.limit:
+                self._end()
+                return False
+            self._append(frame)
+            self.published += 1
+            self.announced = tid
+            if self._watched is not None and self._watched in oids:
+                self._touched = True
+            if self._waiting:
+                self._changed.notify_all()
+            return True
+
+    def start_at(self, tid: bytes) -> None:
+        """Transactions up to ``tid`` need no announcement here (the publisher, on subscription)."""
+        with self._mutex:
+            self.announced = tid
+
+    def reply_to_load(self, frame: Frame, mark: int, start: bytes, *, ahead: bool = False) -> Outcome:
+        """Append a load's reply that calls the revision ``start`` current, if that is still proven.
+
+        ``mark`` is what ``published``, or `watch`, said before the storage was read.  With ``ahead``
+        the reply may show a tid that was not announced.
+        """
+        with self._mutex:
+            if self.gone:
+                return Outcome.GONE
+            if mark != self.published and (self._watched is None or self._touched):
+                return Outcome.AGAIN
+            if start > self.announced and not ahead:
+                return Outcome.AHEAD
+            self._append(frame)
+            self._watched = None
+            return Outcome.SENT
+
+    def reply_with_history(self, frame: Frame, start: bytes, *, ahead: bool = False) -> Outcome:
+        """Append a load's reply about a revision that has ended: nothing can make it untrue."""
+        with self._mutex:
+            if self.gone:
+                return Outcome.GONE
+            if start > self.announced and not ahead:
+                return Outcome.AHEAD
+            self._append(frame)
+            self._watched = None
+            return Outcome.SENT
+
+    def watch(self, oid: bytes) -> int:
+        """A mark for doing a load again: from now on only announcements of this ``oid`` undo it.
+
+        Else a slow storage under steady commits would never answer.
+        """
+        with self._mutex:
+            self._watched = oid
+            self._touched = False
+            return self.published
+
+    def _append(self, frame: Frame) -> None:
+        parts = self._parts
+        for part in frame:
+            parts.append(part)
+            self.backlog += len(part)
+
+    # ---- waiting: the session's own thread only ---------------------------------
+
+    def wait_for_announcement(self, tid: bytes, timeout: float) -> bool:
+        """Wait until ``tid`` is announced or the client is gone; False after ``timeout`` seconds."""
+        return self._wait(lambda: self.announced >= tid, timeout)
+
+    def wait_for_room(self, backlog: int, timeout: float) -> bool:
+        """Wait until the backlog is not above so many bytes or the client is gone; False after ``timeout``."""
+        return self._wait(lambda: self.backlog <= backlog, timeout)
+
+    def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
+        with self._mutex:
+            self._waiting = True
+            try:
+                return self._changed.wait_for(lambda: self.gone or condition(), timeout)
+            finally:
+                self._waiting = False
+
+    # ---- what goes out: whoever has the turn to write ---------------------------
+
+    def take(self, most: int = 256 * 1024) -> list[bytes]:
+        """Take parts from the front: at least one if there is any, then up to ``most`` bytes."""
+        taken: list[bytes] = []
+        with self._mutex:
+            parts = self._parts
+            size = 0
+            while parts and len(taken) < 256:
+                if size and size + len(parts[0]) > most:
+                    break
+                part = parts.popleft()
+                size += len(part)
+                taken.append(part)
+            self.backlog -= size
+            self.size_sent += size
+            if self._waiting:
+                self._changed.notify_all()
+        return taken
+
+    def end(self) -> None:
+        """Nothing more will be sent: the connection is closed.  May be called more than once."""
+        with self._mutex:
+            self._end()
+
+    def _end(self) -> None:
+        self.gone = True
+        self._parts.clear()
+        self.backlog = 0
+        self._changed.notify_all()
+
+
+def _nobody_delivers() -> None:
+    pass

@@ -1,0 +1,122 @@
+"""Who hears of a transaction, what was announced recently, and in which order.
+
+Announcing a transaction is one step under one mutex: it is noted among the recent ones, it becomes the
+last tid, and it is appended to every other subscriber's outbox.  All answers that tell a tid
+(``register``, ``lastTransaction``, ``getInvalidations``) come from here and not from the storage, which
+may already be ahead.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+from zeo.server.outbox import Outbox
+from zeo.wire.framing import Frame
+from zeo.wire.messages import invalidation_notice
+
+
+class Publisher:
+    """Announces the transactions of one storage, in tid order, to the outboxes that subscribed.
+
+    ``recent`` are ``(tid, oids)`` pairs of the latest transactions, oldest first; the last ``keep``
+    of them are kept for clients that come back.  ``last_tid`` is the storage's last tid.
+    """
+
+    def __init__(self, last_tid: bytes, recent: Iterable[tuple[bytes, Collection[bytes]]] = (),
+                 keep: int = 100) -> None:
+        # Guards all attributes.  Taken under the commit lock; under it only the outboxes' mutexes,
+        # which are leaves, are taken.  No storage is called and nothing is sent while it is held.
+        self._mutex = threading.Lock()
+        self._subscribers: dict[Outbox, None] = {}  # in order of subscription
+        self._last_tid = last_tid
+        self._recent: deque[tuple[bytes, Collection[bytes]]] = deque(recent, maxlen=max(keep, 1))
+        # The ring can answer for tids from here on.
+        self._known_since = self._recent[0][0] if self._recent else last_tid
+
+    @property
+    def last_tid(self) -> bytes:
+        """The tid announced last.  When it is seen here, its announcements are in all outboxes."""
+        with self._mutex:
+            return self._last_tid
+
+    def subscribe(self, outbox: Outbox) -> None:
+        """From now on every transaction is announced to this outbox."""
+        with self._mutex:
+            self._subscribers[outbox] = None
+            outbox.start_at(self._last_tid)
+
+    def unsubscribe(self, outbox: Outbox) -> None:
+        """Forget an outbox; it need not be known."""
+        with self._mutex:
+            self._subscribers.pop(outbox, None)
+
+    @property
+    def subscribers(self) -> list[Outbox]:
+        """A snapshot, in order of subscription."""
+        with self._mutex:
+            return list(self._subscribers)
+
+    def publish(self, tid: bytes, oids: Sequence[bytes], committer: Outbox | None = None,
+                answer: Frame = ()) -> list[Outbox]:
+        """Announce a transaction; returns the outboxes that should be delivered now.
+
+        The committer gets ``answer``, the reply to its ``tpc_finish``, at the very place where the
+        others get the announcement.  For a storage whose transactions do not announce themselves
+        this is called after ``storage.tpc_finish`` has returned and before the commit lock is
+        released.  A tid that is not later than the last one was announced already: nothing happens
+        (the committer's answer is appended all the same).
+        """
+        frame = invalidation_notice(tid, oids)  # first, so that afterwards nothing can fail
+        oid_set = oids if len(oids) < 8 else frozenset(oids)
+        with self._mutex:
+            if tid <= self._last_tid:
+                if committer is not None:
+                    committer.append(answer)
+                return [committer] if committer is not None else []
+            if len(self._recent) == self._recent.maxlen:
+                self._known_since = self._recent[1][0] if len(self._recent) > 1 else tid
+            self._recent.append((tid, oid_set))
+            self._last_tid = tid
+            told = list(self._subscribers)
+            for outbox in told:
+                if outbox is not committer:
+                    outbox.announce(frame, tid, oid_set)
+            if committer is not None:
+                committer.announce(answer, tid, oid_set)
+        return told
+
+    def tell(self, frame: Frame) -> list[Outbox]:
+        """Append a notice that is no announcement to everybody; returns whom to deliver."""
+        with self._mutex:
+            told = list(self._subscribers)
+            for outbox in told:
+                outbox.append(frame)
+        return told
+
+    def start_afresh(self, last_tid: bytes) -> list[Outbox]:
+        """Something was not announced as it should have been: forget the past, hang up on everybody.
+
+        Clients that come back find a last tid that they do not know and nothing recent before it, so
+        they will not believe to be up to date.  Returns the outboxes, which have ended.
+        """
+        with self._mutex:
+            self._recent.clear()
+            self._last_tid = self._known_since = max(last_tid, self._last_tid)
+            told = list(self._subscribers)
+            for outbox in told:
+                outbox.end()
+        return told
+
+    def since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
+        """The last tid, and the oids changed after ``tid``, each once; None if that is not known."""
+        with self._mutex:
+            if tid < self._known_since:
+                return None
+            changed: dict[bytes, None] = {}
+            for each, oids in reversed(self._recent):
+                if each <= tid:
+                    break
+                changed.update(dict.fromkeys(oids))
+            return self._last_tid, list(changed)

@@ -1,0 +1,273 @@
+"""One served storage, and what all its sessions share: commit lock, publisher, statistics.
+
+There is one `Served` for each storage *object*, however many names it is served under.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
+
+from persistent.TimeStamp import TimeStamp
+from ZODB.BaseStorage import BaseStorage
+from ZODB.MappingStorage import MappingStorage
+from ZODB.POSException import ConflictError
+from ZODB.serialize import referencesf
+from ZODB.utils import p64
+from ZODB.utils import u64
+from ZODB.utils import z64
+from zope.interface import providedBy
+
+from zeo.server.commitlock import CommitLock
+from zeo.server.outbox import Outbox
+from zeo.server.publisher import Publisher
+from zeo.wire import messages
+
+logger = logging.getLogger(__name__)
+
+
+class Statistics:
+    """Counts since the server started; each is changed under the commit lock or is only indicative."""
+
+    def __init__(self) -> None:
+        self.started = time.time()
+        self.loads = 0
+        self.stores = 0
+        self.commits = 0
+        self.aborts = 0
+        self.conflicts = 0
+        self.conflicts_resolved = 0
+        self.active_txns = 0
+
+
+class Served:
+    """A storage as all sessions see it.
+
+    ``transaction_timeout`` limits in seconds how long a client may hold the commit lock (None: no
+    limit).  ``invalidation_queue_size`` is how many recent transactions are remembered for clients
+    that come back; with ``invalidation_age`` (seconds) the storage itself is asked about those that
+    are older than the queue but not older than that.  With ``client_conflict_resolution`` conflicts
+    are sent to the client instead of being resolved here.
+    """
+
+    def __init__(self, name: str, storage: Any, *, read_only: bool = False,
+                 transaction_timeout: float | None = None, invalidation_queue_size: int = 100,
+                 invalidation_age: float | None = None,
+                 client_conflict_resolution: bool = False) -> None:
+        self.name = name
+        self.storage = storage
+        self.read_only = read_only or storage.isReadOnly()
+        self.client_conflict_resolution = client_conflict_resolution
+        self.announces_itself = announces_itself(storage)
+        self.supports_undo = bool(getattr(storage, 'supportsUndo', lambda: False)())
+        self.statistics = Statistics()
+        self.lock = CommitLock(transaction_timeout, name)
+        self.packing = threading.Lock()  # held by the one pack in progress
+        # Runs the votes that had to wait for the commit lock, or may have to wait for a pack.  Since
+        # they hold the commit lock there is never more than one.
+        self.voter = Worker(f'zeo voter {name}')
+        self._invalidation_age = invalidation_age
+        self._helpers: set[threading.Thread] = set()
+        if client_conflict_resolution:
+            storage.tryToResolveConflict = _leave_it_to_the_client
+        recent = list(storage.lastInvalidations(invalidation_queue_size)) \
+            if hasattr(storage, 'lastInvalidations') else []
+        self.publisher = Publisher(storage.lastTransaction() or z64, recent, invalidation_queue_size)
+        if hasattr(storage, 'registerDB'):
+            storage.registerDB(_Wrapper(self))
+
+    def info(self) -> dict[str, Any]:
+        """The answer to ``get_info``."""
+        storage = self.storage
+        return {
+            'length': len(storage),
+            'size': storage.getSize(),
+            'name': storage.getName(),
+            'supportsUndo': self.supports_undo,
+            'supports_record_iternext': hasattr(storage, 'record_iternext'),
+            'interfaces': tuple(
+                (each.__module__, each.__name__) for each in providedBy(storage).__iro__),
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """What ``info`` notices tell."""
+        return {'length': len(self.storage), 'size': self.storage.getSize()}
+
+    def status(self) -> dict[str, Any]:
+        """The answer to ``server_status`` and to the monitoring probe."""
+        counts = self.statistics
+        alive = self.lock.clock_is_alive
+        return {
+            'loads': counts.loads,
+            'stores': counts.stores,
+            'commits': counts.commits,
+            'aborts': counts.aborts,
+            'conflicts': counts.conflicts,
+            'conflicts_resolved': counts.conflicts_resolved,
+            'active_txns': counts.active_txns,
+            'connections': len(self.publisher.subscribers),
+            'waiting': self.lock.waiting,
+            'lock_time': self.lock.since,
+            'start': time.ctime(counts.started),
+            'last-transaction': self.publisher.last_tid.hex(),
+            'timeout-thread-is-alive': 'stub' if alive is None else alive,
+        }
+
+    def invalidations_since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
+        """The answer to ``getInvalidations``: what was changed after ``tid``; None if not known."""
+        known = self.publisher.since(tid)
+        if known is not None or self._invalidation_age is None or self.announces_itself:
+            return known
+        age = time.time() - _seconds(tid)
+        if age > self._invalidation_age or not hasattr(self.storage, 'iterator'):
+            return None
+        # First the last tid, then the storage: what is finished meanwhile is announced.
+        last_tid = self.publisher.last_tid
+        changed: dict[bytes, None] = {}
+        for transaction in self.storage.iterator(p64(u64(tid) + 1), last_tid):
+            changed.update((record.oid, None) for record in transaction)
+        return last_tid, list(changed)
+
+    # ---- pack -----------------------------------------------------------------------
+
+    def pack(self, pack_time: float) -> None:
+        """Pack the storage; raises what the storage raises."""
+        with self.packing:
+            started = time.monotonic()
+            logger.info('packing storage %s as of %s', self.name, time.ctime(pack_time))
+            self.storage.pack(pack_time, referencesf)
+            logger.info('packed storage %s in %.1f s', self.name, time.monotonic() - started)
+        deliver(self.publisher.tell(messages.notice('info', (self.sizes(),))))
+
+    # ---- when something went wrong in the middle ----------------------------------------
+
+    def hang_up_on_everybody(self) -> None:
+        """A transaction may be in the storage and was not announced: nobody may trust its cache."""
+        try:
+            last_tid = self.storage.lastTransaction()
+        except Exception:
+            last_tid = z64
+        deliver(self.publisher.start_afresh(last_tid))
+
+    # ---- threads ------------------------------------------------------------------------
+
+    def run_beside(self, name: str, job: Callable[[], None]) -> None:
+        """Run a job that may take long on a thread of its own; `close` waits for it."""
+        def run() -> None:
+            try:
+                job()
+            finally:
+                self._helpers.discard(thread)
+        thread = threading.Thread(target=run, name=f'zeo {name} {self.name}', daemon=True)
+        self._helpers.add(thread)
+        thread.start()
+
+    def close(self) -> None:
+        """Wait for votes and packs in progress, end the threads, close the storage.  No session is left."""
+        self.voter.close()
+        for helper in list(self._helpers):
+            helper.join()
+        self.lock.close()
+        self.storage.close()
+
+
+class Worker:
+    """A thread, started when there is something to do, that does one job after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._starting = threading.Lock()  # guards `_thread`
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have a job done soon.  What it raises is logged."""
+        self._jobs.put(job)
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            try:
+                job()
+            except Exception:
+                logger.exception('%s: a job failed', self._name)
+
+    def close(self) -> None:
+        """Do what was submitted, then end."""
+        with self._starting:
+            thread = self._thread
+        if thread is not None:
+            self._jobs.put(None)
+            thread.join()
+
+
+class _Wrapper:
+    """What a served storage may call, see `ZODB.interfaces.IStorageWrapper`.
+
+    A storage whose transactions come from elsewhere (a `ClientStorage`) announces them here.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
+        deliver(self._served.publisher.publish(tid, [bytes(oid) for oid in oids]))
+
+    def invalidateCache(self) -> None:
+        self._served.hang_up_on_everybody()
+
+    def references(self, record: bytes, oids: list[bytes] | None = None) -> list[bytes]:
+        found: list[bytes] = referencesf(record, oids)
+        return found
+
+    def transform_record_data(self, data: bytes) -> bytes:
+        return data
+
+    def untransform_record_data(self, data: bytes) -> bytes:
+        return data
+
+
+def deliver(outboxes: Iterable[Outbox]) -> None:
+    """Send what was appended; never waits."""
+    for outbox in outboxes:
+        outbox.deliver()
+
+
+def announces_itself(storage: Any) -> bool:
+    """Whether a storage tells its wrapper of transactions (as a `ClientStorage` does).
+
+    Storages that keep their own data have inherited a ``registerDB`` that does nothing; those that
+    wrap another storage have it in the attribute ``base``, DemoStorage also in ``changes``.
+    """
+    inner = [getattr(storage, name) for name in ('base', 'changes') if hasattr(storage, name)]
+    if inner:
+        return any(map(announces_itself, inner))
+    register = getattr(storage, 'registerDB', None)
+    if register is None:
+        return False
+    function = getattr(register, '__func__', register)
+    return function not in _SILENT and not isinstance(storage, BaseStorage)
+
+
+_SILENT = (BaseStorage.registerDB, MappingStorage.registerDB)
+
+
+def _leave_it_to_the_client(oid: bytes, committed: bytes, old: bytes, record: bytes,
+                            committed_data: bytes | None = None) -> bytes:
+    raise ConflictError(oid=oid, serials=(committed, old), data=record)
+
+
+def _seconds(tid: bytes) -> float:
+    """The time of a tid, in seconds since the epoch."""
+    seconds: float = TimeStamp(tid).timeTime()
+    return seconds

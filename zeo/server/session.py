@@ -1,0 +1,423 @@
+"""One client's conversation: a message in, the storage called, replies out.
+
+A session knows no socket: it is handed payloads, one after the other, by the thread that reads them,
+and says what it has to say into its outbox.  Requests that may take long go on elsewhere and are
+answered when they are done, while the session serves the next ones; they neither load nor finish.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from ZODB.POSException import ConflictError
+from ZODB.POSException import POSError
+from ZODB.POSException import POSKeyError
+from ZODB.POSException import ReadOnlyError
+from ZODB.POSException import StorageTransactionError
+
+from zeo.errors import ProtocolError
+from zeo.server.outbox import Outbox
+from zeo.server.outbox import Outcome
+from zeo.server.served import Served
+from zeo.server.served import deliver
+from zeo.server.transaction import Answer
+from zeo.server.transaction import Transaction
+from zeo.wire import messages
+from zeo.wire.messages import METHODS
+from zeo.wire.messages import PickledId
+
+logger = logging.getLogger(__name__)
+
+#: How long in seconds a load waits for the announcement of what it has read.
+ANNOUNCEMENT_PATIENCE = 5.0
+
+#: A load's reply waits while the client has so many bytes still to read, at most so many seconds.
+ROOM = 4 * 1024 * 1024
+ROOM_PATIENCE = 60.0
+
+#: Errors that belong to everyday life and are not logged.
+EXPECTED = (POSKeyError, ConflictError)
+
+
+class Session:
+    """The server's side of one connection.
+
+    ``storages`` are those that may be registered for, by name.  ``client`` names the client in the log
+    (its address, and later its label).  ``hang_up`` ends the connection; any thread may call it.
+    """
+
+    def __init__(self, storages: Mapping[str, Served], outbox: Outbox, client: str,
+                 hang_up: Callable[[], None] = lambda: None) -> None:
+        self.outbox = outbox
+        self.client = client
+        self.connected = time.time()
+        self._address = client
+        self._storages = storages
+        self._hang_up = hang_up
+        self._served: Served | None = None
+        self._storage: Any = None
+        self._read_only = False
+        self._transaction: Transaction | None = None
+        self._iterators: dict[int, Iterator[Any]] = {}
+        self._iterator_ids = itertools.count()
+        self._last_transactions: dict[int, Any] = {}  # by iterator id: what it returned last
+
+    @property
+    def is_registered(self) -> bool:
+        return self._served is not None
+
+    # ---- a message comes in ------------------------------------------------------------
+
+    def handle(self, payload: bytes | bytearray) -> None:
+        """Do what a message asks for.
+
+        Raises `ProtocolError` if the connection has to be closed.  Errors of a request are answered;
+        those of a one-way message cannot be, so they end the connection, too.
+        """
+        message_id, oneway, name, args = messages.decode_from_client(payload)
+        if name == 'loadBefore' and self._served is not None and not oneway:
+            try:
+                oid, tid = args
+                self._load(message_id, oid, tid)
+            except Exception as error:
+                self._failed(message_id, name, error)
+            return
+        if messages.is_heartbeat(message_id):
+            return
+        method = METHODS.get(name)
+        if method is None or (self._served is None) != (name == 'register'):
+            raise ProtocolError(f'{name[:100]!r} cannot be called now' if method else
+                                f'there is no method {name[:100]!r}')
+        try:
+            if not method.least <= len(args) <= method.most:
+                raise TypeError(f'{name} takes {method.least} to {method.most} arguments,'
+                                f' not {len(args)}')
+            if method.writes and self._read_only:
+                raise ReadOnlyError()
+            if name in _ANSWERING:
+                answer = _no_answer if oneway else partial(self._answer, message_id)
+                getattr(self, name)(answer, *args)
+            elif name == 'tpc_finish':
+                self._finish(None if oneway else message_id, *args)
+            else:
+                result = getattr(self, name)(*args)
+                if not oneway:
+                    self.outbox.append(messages.reply(message_id, result))
+        except Exception as error:
+            if oneway:
+                raise ProtocolError(f'{name} failed: {type(error).__name__}: {error}') from None
+            self._failed(message_id, name, error)
+
+    def _answer(self, message_id: PickledId, result: Any = None,
+                error: BaseException | None = None) -> None:
+        if error is not None:
+            frame = messages.error_reply(message_id, error)
+        else:
+            frame = messages.reply(message_id, result)
+        self.outbox.append(frame)
+
+    def _failed(self, message_id: PickledId, name: str, error: Exception) -> None:
+        if not isinstance(error, (POSError, TypeError, ValueError, KeyError)):
+            logger.error('%s: %s failed', self.client, name, exc_info=True)
+        elif not isinstance(error, EXPECTED):
+            logger.info('%s: %s was refused: %s: %s', self.client, name, type(error).__name__, error)
+        self.outbox.append(messages.error_reply(message_id, error))
+
+    def _beside(self, name: str, answer: Answer, job: Callable[[], Any]) -> None:
+        """Do what may take long in a thread of its own, and answer when it is done."""
+        def run() -> None:
+            try:
+                answer(job())
+            except Exception as error:
+                if not isinstance(error, POSError):
+                    logger.error('%s: %s failed', self.client, name, exc_info=True)
+                answer(error=error)
+            self.outbox.deliver()
+        assert self._served is not None
+        self._served.run_beside(name, run)
+
+    # ---- session -----------------------------------------------------------------------
+
+    def register(self, storage_name: str, read_only: bool) -> bytes:
+        served = self._storages.get(storage_name) if isinstance(storage_name, str) else None
+        if served is None:
+            logger.warning('%s: there is no storage %.100r here', self.client, storage_name)
+            raise ValueError(f'unknown storage: {storage_name!s:.100}')
+        if served.read_only and not read_only:
+            raise ReadOnlyError()
+        self._served = served
+        self._storage = served.storage
+        self._read_only = bool(read_only) or served.read_only
+        # First among those who hear of everything, then the last tid: nothing lies between.
+        served.publisher.subscribe(self.outbox)
+        logger.info('%s: uses storage %s%s', self.client, storage_name,
+                    ' (read only)' if self._read_only else '')
+        return served.publisher.last_tid
+
+    def get_info(self) -> dict[str, Any]:
+        assert self._served is not None
+        return self._served.info()
+
+    def lastTransaction(self) -> bytes:
+        assert self._served is not None
+        return self._served.publisher.last_tid
+
+    def ping(self) -> None:
+        """A round trip: what was committed before has been announced before the reply."""
+
+    def set_client_label(self, label: str) -> None:
+        printable = ''.join(char if char.isprintable() else '?' for char in str(label)[:100])
+        logger.info('%s: is called %s', self._address, printable)
+        self.client = f'{self._address} ({printable})'
+
+    def getInvalidations(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
+        assert self._served is not None
+        return self._served.invalidations_since(_tid(tid))
+
+    def server_status(self) -> dict[str, Any]:
+        assert self._served is not None
+        return self._served.status()
+
+    # ---- loading ------------------------------------------------------------------------
+
+    def _load(self, message_id: PickledId, oid: bytes, tid: bytes) -> None:
+        """Answer ``loadBefore`` in the order that `zeo.server.outbox` proves to be right."""
+        outbox = self.outbox
+        served = self._served
+        assert served is not None
+        served.statistics.loads += 1
+        load = self._storage.loadBefore
+        ahead = False
+        if outbox.backlog > ROOM:
+            outbox.deliver()
+            outbox.wait_for_room(ROOM, ROOM_PATIENCE)
+        mark = outbox.published
+        while True:
+            found = load(oid, tid)
+            if found is None:
+                outbox.append(messages.reply(message_id, None))
+                return
+            record, start, end = found
+            frame = messages.load_reply(message_id, record, start, end)
+            if end is None:
+                outcome = outbox.reply_to_load(frame, mark, start, ahead=ahead)
+            else:
+                outcome = outbox.reply_with_history(frame, start, ahead=ahead)
+            if outcome is Outcome.SENT or outcome is Outcome.GONE:
+                return
+            if outcome is Outcome.AHEAD and not outbox.wait_for_announcement(
+                    start, ANNOUNCEMENT_PATIENCE):
+                logger.warning('%s: transaction %s was read but is still not announced after %d s',
+                               self.client, start.hex(), ANNOUNCEMENT_PATIENCE)
+                ahead = True
+            mark = outbox.watch(oid)
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> None:
+        """As a one-way message, which nobody sends: nothing to be done."""
+
+    def loadSerial(self, oid: bytes, tid: bytes) -> bytes:
+        record: bytes = self._storage.loadSerial(_oid(oid), _tid(tid))
+        return record
+
+    def getTid(self, oid: bytes) -> bytes:
+        tid: bytes = self._storage.getTid(_oid(oid))
+        return tid
+
+    def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
+        return list(self._storage.history(_oid(oid), size))
+
+    def record_iternext(self, next: bytes | None = None) -> Any:
+        return self._storage.record_iternext(next)
+
+    # ---- two-phase commit -----------------------------------------------------------------
+
+    def new_oids(self, n: int = 100) -> list[bytes]:
+        count = max(1, min(100, int(n)))
+        return [self._storage.new_oid() for _ in range(count)]
+
+    def tpc_begin(self, id: Any, user: bytes, description: bytes, extension: dict[Any, Any],
+                  tid: bytes | None = None, status: str = ' ') -> None:
+        current = self._current()
+        if current is not None:
+            if current.id == id:
+                return
+            raise StorageTransactionError(current.id, id)
+        if not isinstance(extension, dict):
+            raise TypeError('the extension of a transaction is a dict')
+        if tid is not None:
+            _tid(tid)
+        if not isinstance(status, str) or len(status) != 1:
+            raise TypeError('the status of a transaction is one character')
+        assert self._served is not None
+        self._transaction = Transaction(
+            self._served, self.outbox, id, _bytes(user), _bytes(description), extension, tid, status,
+            on_expired=self._hang_up, client=self.client)
+
+    def _current(self) -> Transaction | None:
+        """The transaction in progress."""
+        transaction = self._transaction
+        if transaction is not None and transaction.ended:
+            self._transaction = transaction = None
+        return transaction
+
+    def _in_progress(self, id: Any) -> Transaction:
+        transaction = self._current()
+        if transaction is None or transaction.id != id:
+            raise StorageTransactionError(transaction and transaction.id, id)
+        return transaction
+
+    def storea(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
+        if not isinstance(record, bytes):
+            raise TypeError('a record is bytes')
+        self._in_progress(id).stage('store', _oid(oid), _tid(serial), record, size=len(record))
+
+    def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, id: Any) -> None:
+        self._in_progress(id).stage('check', _oid(oid), _tid(serial))
+
+    def deleteObject(self, oid: bytes, serial: bytes, id: Any) -> None:
+        self._in_progress(id).stage('delete', _oid(oid), _tid(serial))
+
+    def undoa(self, undo_id: bytes, id: Any) -> None:
+        self._in_progress(id).stage('undo', _bytes(undo_id))
+
+    def restorea(self, oid: bytes, tid: bytes, record: bytes | None, previous_tid: bytes | None,
+                 id: Any) -> None:
+        transaction = self._in_progress(id)
+        if record is not None and not isinstance(record, bytes):
+            raise TypeError('a record is bytes')
+        if previous_tid is not None:
+            _tid(previous_tid)
+        transaction.stage('restore', _oid(oid), _tid(tid), record, previous_tid,
+                          size=len(record or b''))
+
+    def vote(self, answer: Answer, id: Any) -> None:
+        self._in_progress(id).vote(answer)
+
+    def _finish(self, message_id: PickledId | None, id: Any) -> None:
+        told = self._in_progress(id).finish(message_id)
+        self._transaction = None
+        self.outbox.deliver()  # the committer first
+        deliver(told)
+
+    def tpc_abort(self, answer: Answer, id: Any) -> None:
+        transaction = self._current()
+        if transaction is None or transaction.id != id:
+            answer(None)
+        else:
+            transaction.abort(answer)
+
+    # ---- undo information, packing -----------------------------------------------------------
+
+    def undoInfo(self, answer: Answer, first: int = 0, last: int = -20,
+                 specification: dict[str, Any] | None = None) -> None:
+        assert self._served is not None
+        if not self._served.supports_undo:
+            answer([])
+        else:
+            self._beside('undo info', answer,
+                         lambda: list(self._storage.undoInfo(first, last, specification)))
+
+    def undoLog(self, answer: Answer, first: int = 0, last: int = -20) -> None:
+        assert self._served is not None
+        if not self._served.supports_undo:
+            answer([])
+        else:
+            self._beside('undo log', answer, lambda: list(self._storage.undoLog(first, last)))
+
+    def pack(self, answer: Answer, time: float, wait: bool = True) -> None:
+        if not isinstance(time, (int, float)):
+            raise TypeError('the time to pack to is a number of seconds')
+        assert self._served is not None
+        if wait:
+            self._beside('pack', answer, partial(self._served.pack, time))
+        else:
+            self._beside('pack', _no_answer, partial(self._served.pack, time))
+            answer(None)
+
+    # ---- iteration ----------------------------------------------------------------------------
+
+    def iterator_start(self, start: bytes | None, stop: bytes | None) -> int:
+        for tid in (start, stop):
+            if tid is not None:
+                _tid(tid)
+        return self._keep(iter(self._storage.iterator(start, stop)))
+
+    def _keep(self, iterator: Iterator[Any]) -> int:
+        iterator_id = next(self._iterator_ids)
+        self._iterators[iterator_id] = iterator
+        return iterator_id
+
+    def iterator_next(self, iid: int) -> Any:
+        try:
+            transaction = next(self._iterators[iid])
+        except StopIteration:
+            self.iterator_gc([iid])
+            return None
+        self._last_transactions[iid] = transaction
+        return (transaction.tid, transaction.status, transaction.user, transaction.description,
+                transaction.extension)
+
+    def iterator_record_start(self, iid: int, tid: bytes) -> int:
+        transaction = self._last_transactions[iid]
+        if transaction.tid != tid:
+            raise ValueError('records are asked for of a transaction that is not the last one')
+        return self._keep(iter(transaction))
+
+    def iterator_record_next(self, rid: int) -> Any:
+        try:
+            record = next(self._iterators[rid])
+        except StopIteration:
+            self.iterator_gc([rid])
+            return None
+        return record.oid, record.tid, record.data, record.data_txn
+
+    def iterator_gc(self, ids: list[int]) -> None:
+        for iterator_id in ids:
+            iterator = self._iterators.pop(iterator_id, None)
+            self._last_transactions.pop(iterator_id, None)
+            close = getattr(iterator, 'close', None)
+            if close is not None:
+                close()
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """The connection has ended: leave nothing behind.  In the session's own thread."""
+        if self._transaction is not None:
+            self._transaction.abandon()
+        if self._served is not None:
+            self._served.publisher.unsubscribe(self.outbox)
+        self.iterator_gc(list(self._iterators))
+
+
+#: Methods that are given a function to answer with, since they may answer later.
+_ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack'})
+
+
+def _oid(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != 8:
+        raise ValueError('an oid is 8 bytes')
+    return value
+
+
+def _tid(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != 8:
+        raise ValueError('a tid is 8 bytes')
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode('utf-8', 'surrogateescape')
+    if not isinstance(value, bytes):
+        raise TypeError('bytes or text is expected')
+    return value
+
+
+def _no_answer(result: Any = None, error: BaseException | None = None) -> None:
+    pass

@@ -1,0 +1,338 @@
+"""One client's transaction, from ``tpc_begin`` to its end, whoever ends it.
+
+Until ``vote`` everything is staged and the storage is not touched.  A vote takes the commit lock, for
+which it may have to wait; it keeps it until the transaction is finished or aborted.  Finish, abort,
+time-out and disconnection *claim* the transaction by moving its state, in one step; who comes second
+does nothing.
+
+      BEGUN --vote--> WAITING --granted--> VOTING --ok--> VOTED --finish--> FINISHING --> ENDED
+        ^                |                  |  |             |
+        |              abort                |  error     abort, time-out, loss --> ABORTING --> ENDED
+        |                +--> ENDED         |  +--> ENDED
+        +------- the client must resolve ---+
+
+A finishing transaction is never given up, however slow the disk is.  An abort that meets a voting one
+leaves a note, and the thread that votes then aborts.
+"""
+
+import enum
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ZODB.Connection import TransactionMetaData
+from ZODB.POSException import ConflictError
+from ZODB.POSException import POSError
+from ZODB.POSException import StorageError
+from ZODB.POSException import StorageTransactionError
+
+from zeo.server.outbox import Outbox
+from zeo.server.served import Served
+from zeo.server.served import deliver
+from zeo.server.staging import Staging
+from zeo.wire import messages
+from zeo.wire.framing import Frame
+
+logger = logging.getLogger(__name__)
+
+#: Appends the reply to a request: called with a result, or with ``error=``.
+Answer = Callable[..., None]
+
+
+class State(enum.Enum):
+    BEGUN = 'begun'
+    WAITING = 'waiting for the commit lock'
+    VOTING = 'voting'
+    VOTED = 'voted'
+    FINISHING = 'finishing'
+    ABORTING = 'aborting'
+    ENDED = 'ended'
+
+
+class Transaction:
+    """A transaction in progress; a `zeo.server.commitlock.Waiter`.
+
+    ``id`` is the client's name for it.  The session's thread calls the methods, except `granted`,
+    `expired` and `abandon`, which any thread may call.  ``on_expired`` ends the connection.
+    """
+
+    def __init__(self, served: Served, outbox: Outbox, id: Any, user: bytes, description: bytes,
+                 extension: dict[Any, Any], tid: bytes | None = None, status: str = ' ',
+                 on_expired: Callable[[], None] = lambda: None, client: str = '') -> None:
+        self.id = id
+        self.client = client
+        self._served = served
+        self._outbox = outbox
+        self._meta = TransactionMetaData(user, description, extension)
+        self._tid = tid
+        self._status = status
+        self._on_expired = on_expired
+        self._staging = Staging()
+        # Guards `state`, `_abort_asked` and `_abort_answers`; a leaf, held for one move.
+        self._mutex = threading.Lock()
+        self.state = State.BEGUN
+        self._abort_asked = False
+        self._abort_answers: list[Answer] = []
+        # The following belong to whoever votes, then to whoever has claimed the transaction.
+        self._vote_answer: Answer = _no_answer
+        self._changed: dict[bytes, None] = {}  # oids, as a set in order
+        self._conflicts: dict[bytes, dict[str, Any]] = {}  # by oid: for the client to resolve
+        self._reported: list[bytes] = []  # oids whose stored state is not what the client sent
+        served.statistics.active_txns += 1
+
+    def _move(self, before: State, after: State) -> bool:
+        with self._mutex:
+            if self.state is not before:
+                return False
+            self.state = after
+            return True
+
+    @property
+    def ended(self) -> bool:
+        return self.state is State.ENDED
+
+    # ---- staging ------------------------------------------------------------------
+
+    def stage(self, operation: str, *args: Any, size: int = 0) -> None:
+        """Keep an operation (the name of a method below, and its arguments) until vote."""
+        if self.state is not State.BEGUN:
+            raise StorageTransactionError(f'the transaction is {self.state.value}')
+        self._staging.append((operation, args), size)
+
+    # ---- voting -------------------------------------------------------------------
+
+    def vote(self, answer: Answer) -> None:
+        """Take the commit lock, replay what was staged, let the storage vote; the answer may come later."""
+        if not self._move(State.BEGUN, State.WAITING):
+            raise StorageTransactionError(f'already voting: the transaction is {self.state.value}')
+        self._vote_answer = answer
+        if not self._served.lock.acquire(self):
+            return
+        if not self._move(State.WAITING, State.VOTING):
+            self._served.lock.release(self)
+        elif self._served.packing.locked():
+            self._served.voter.submit(self._vote)  # the storage may have to wait for the pack
+        else:
+            self._vote()
+
+    def granted(self) -> bool:
+        """The commit lock is ours, unless this transaction has ended meanwhile."""
+        if not self._move(State.WAITING, State.VOTING):
+            return False
+        self._served.voter.submit(self._vote)
+        return True
+
+    def _vote(self) -> None:
+        """In the thread that votes, state VOTING, with the commit lock."""
+        error: Exception | None = None
+        conflicts: list[Any] = []
+        try:
+            self._replay()
+            conflicts = list(self._conflicts.values())
+            if not conflicts:
+                self._report(self._served.storage.tpc_vote(self._meta))
+        except Exception as failure:
+            error = failure
+            if isinstance(failure, ConflictError):
+                self._served.statistics.conflicts += 1
+            elif not isinstance(failure, POSError):
+                logger.exception('%s: vote failed', self.client)
+        if error is None and not conflicts:
+            self._served.statistics.conflicts_resolved += len(self._reported)
+            with self._mutex:
+                voted = not self._abort_asked
+                if voted:
+                    self.state = State.VOTED
+                    self._vote_answer(self._reported)  # in one step: no abort is answered before
+            if voted:
+                self._outbox.deliver()
+                return
+        self._abort_storage()
+        with self._mutex:
+            asked = self._abort_asked
+            again = bool(conflicts) and not asked
+            self.state = State.BEGUN if again else State.ENDED
+        if not again:
+            self._end()
+        self._served.lock.release(self)
+        if asked:
+            self._answer_aborts()
+        elif error is not None:
+            self._vote_answer(error=error)
+        else:
+            self._vote_answer(conflicts)
+        self._outbox.deliver()
+
+    def _replay(self) -> None:
+        storage = self._served.storage
+        self._changed.clear()
+        self._conflicts.clear()
+        self._reported.clear()
+        if self._tid is not None:
+            last_tid = storage.lastTransaction()
+            if last_tid is not None and self._tid <= last_tid:
+                raise StorageError(f'the chosen transaction id {self._tid.hex()} is not later than'
+                                   f' the last one, {last_tid.hex()}')
+            storage.tpc_begin(self._meta, self._tid, self._status)
+        else:
+            storage.tpc_begin(self._meta)
+        for operation, args in self._staging:
+            _OPERATIONS[operation](self, *args)
+
+    def _report(self, oids: Any) -> None:
+        """Note objects that are not stored as the client sent them, as ``tpc_vote`` tells."""
+        for each in oids or ():
+            oid = each[0] if isinstance(each, tuple) else each  # (oid, serial) in older storages
+            if oid not in self._reported:
+                self._reported.append(oid)
+
+    # ---- the operations, during replay ----------------------------------------------
+
+    def _store(self, oid: bytes, serial: bytes, record: bytes) -> None:
+        self._served.statistics.stores += 1
+        self._changed[oid] = None
+        try:
+            self._served.storage.store(oid, serial, record, '', self._meta)
+        except ConflictError as error:
+            if not self._served.client_conflict_resolution or error.serials is None:
+                raise
+            self._conflicts[oid] = {'oid': oid, 'serials': tuple(error.serials), 'data': record}
+        else:
+            self._conflicts.pop(oid, None)
+
+    def _check(self, oid: bytes, serial: bytes) -> None:
+        self._served.storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
+
+    def _delete(self, oid: bytes, serial: bytes) -> None:
+        self._changed[oid] = None
+        self._served.storage.deleteObject(oid, serial, self._meta)
+
+    def _undo(self, undo_id: bytes) -> None:
+        _, oids = self._served.storage.undo(undo_id, self._meta)
+        self._changed.update(dict.fromkeys(oids))
+        self._report(oids)
+
+    def _restore(self, oid: bytes, tid: bytes, record: bytes | None, previous: bytes | None) -> None:
+        self._changed[oid] = None
+        self._served.storage.restore(oid, tid, record, '', previous, self._meta)
+
+    # ---- finishing ------------------------------------------------------------------
+
+    def finish(self, message_id: messages.PickledId | None) -> list[Outbox]:
+        """Make the voted transaction durable, announce it, answer it, then release the commit lock.
+
+        Returns the outboxes that should be delivered now.
+        """
+        if not self._move(State.VOTED, State.FINISHING):
+            raise StorageTransactionError(f'cannot finish: the transaction is {self.state.value}')
+        served = self._served
+        oids = list(self._changed)
+        told: list[Outbox] = []
+
+        def publish(tid: bytes) -> None:
+            answer: Frame = ()
+            if message_id is not None:
+                answer = (messages.notice('info', (served.sizes(),)) + messages.reply(message_id, tid))
+            told.extend(served.publisher.publish(tid, oids, self._outbox, answer))
+
+        try:
+            if served.announces_itself:
+                # The storage has its own order and calls back at our place in it.
+                served.storage.tpc_finish(self._meta, publish)
+            else:
+                tid = served.storage.tpc_finish(self._meta)
+                publish(served.storage.lastTransaction() if tid is None else tid)
+            served.statistics.commits += 1
+        except BaseException:
+            logger.critical('%s: a transaction failed while it was being finished; everybody is'
+                            ' disconnected', self.client, exc_info=True)
+            served.hang_up_on_everybody()
+            raise
+        finally:
+            with self._mutex:
+                self.state = State.ENDED
+            self._end()
+            served.lock.release(self)
+        return told
+
+    # ---- aborting --------------------------------------------------------------------
+
+    def abort(self, answer: Answer) -> None:
+        """End the transaction at the client's wish; if it is voting now, the answer comes later."""
+        if self._ask_to_abort(answer):
+            self._abort_claimed()
+
+    def abandon(self) -> None:
+        """The connection has ended, or is ended: end the transaction unless it is being finished."""
+        if self._ask_to_abort(_no_answer):
+            self._abort_claimed()
+
+    def expired(self) -> None:
+        """The commit lock was held too long: abort, release it, and end the connection."""
+        if self.state is State.FINISHING:
+            return
+        logger.warning('%s: the transaction took too long and is aborted; the client is'
+                       ' disconnected', self.client)
+        self.abandon()
+        self._on_expired()
+
+    def _ask_to_abort(self, answer: Answer) -> bool:
+        """Claim the transaction for aborting it; False if that is somebody else's affair."""
+        with self._mutex:
+            state = self.state
+            if state is State.VOTING:
+                self._abort_asked = True
+                self._abort_answers.append(answer)
+                return False
+            if state in (State.BEGUN, State.WAITING):
+                self.state = State.ENDED
+            elif state is State.VOTED:
+                self.state = State.ABORTING
+            else:
+                return False
+            self._abort_answers.append(answer)
+        if state is State.WAITING:
+            self._served.lock.cancel(self)  # if it is just being granted, `granted` refuses
+        return True
+
+    def _abort_claimed(self) -> None:
+        if self.state is State.ABORTING:
+            self._abort_storage()
+            with self._mutex:
+                self.state = State.ENDED
+            self._end()
+            self._served.lock.release(self)
+        else:
+            self._end()
+        self._answer_aborts()
+
+    def _abort_storage(self) -> None:
+        try:
+            self._served.storage.tpc_abort(self._meta)
+        except Exception:
+            logger.exception('%s: abort failed', self.client)
+        self._served.statistics.aborts += 1
+
+    def _answer_aborts(self) -> None:
+        for answer in self._abort_answers:
+            answer(None)
+        self._abort_answers.clear()
+
+    def _end(self) -> None:
+        """The transaction is over; called once, by whoever claimed it."""
+        self._staging.close()
+        self._served.statistics.active_txns -= 1
+
+
+_OPERATIONS: dict[str, Callable[..., None]] = {
+    'store': Transaction._store,
+    'check': Transaction._check,
+    'delete': Transaction._delete,
+    'undo': Transaction._undo,
+    'restore': Transaction._restore,
+}
+
+
+def _no_answer(result: Any = None, error: BaseException | None = None) -> None:
+    pass

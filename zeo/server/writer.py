@@ -1,0 +1,186 @@
+"""Carries outboxes to sockets without ever waiting on a slow one.
+
+Whoever has appended something to an outbox calls `Line.push`, which sends what the kernel takes at
+once.  Only one thread at a time may send over a socket: it has the *turn to write*.  Who finds it taken
+goes away, because the one who has it looks into the outbox once more after giving it back.  When the
+kernel takes no more, the turn passes to the `Writer`'s thread, which sends the rest as the client reads
+it.
+"""
+
+import logging
+import select
+import selectors
+import socket
+import threading
+from collections import deque
+
+from zeo.server.outbox import Outbox
+
+logger = logging.getLogger(__name__)
+
+#: Most parts that one system call takes (IOV_MAX is 1024 on Linux).
+_MOST_PARTS = 256
+
+#: How long in seconds a session's own thread helps the kernel before it leaves that to the writer.
+PATIENCE = 0.2
+
+#: How long in seconds the end of a connection waits for a thread that is just sending.
+CLOSING_PATIENCE = 10.0
+
+
+class Line:
+    """A connected socket, and the outbox of what is to be said over it."""
+
+    def __init__(self, sock: socket.socket, outbox: Outbox, writer: 'Writer') -> None:
+        self.sock = sock
+        self.outbox = outbox
+        self._writer = writer
+        # The turn to write.  Held for one sending that does not wait, or by the writer's thread
+        # for as long as the client does not read.
+        self._turn = threading.Lock()
+        # What was taken from the outbox and not yet sent; belongs to who has the turn.
+        self._rest: deque[memoryview | bytes] = deque()
+        outbox.deliver = self.push
+
+    def push(self, patience: float = 0.0) -> None:
+        """Send what is in the outbox; wait for the client at most ``patience`` seconds.
+
+        Any thread may call this, with no mutex held.  It never raises: a broken connection is noticed
+        by the thread that reads from it.
+        """
+        while self.outbox.backlog:
+            if not self._turn.acquire(blocking=False):
+                return  # who has it looks again
+            if not self.send(patience):
+                self._writer.take_over(self)  # with the turn
+                return
+            self._turn.release()
+        if self.outbox.gone:
+            self.hang_up()
+
+    def send(self, patience: float = 0.0) -> bool:
+        """Send until there is nothing left (True) or the kernel takes no more.  The turn is held."""
+        rest = self._rest
+        while True:
+            if not rest:
+                rest.extend(self.outbox.take())
+                if not rest:
+                    return True
+            try:
+                if len(rest) == 1:
+                    sent = self.sock.send(rest[0], socket.MSG_DONTWAIT)
+                else:
+                    sent = self.sock.sendmsg(list(rest)[:_MOST_PARTS], (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if patience and self._wait(patience):
+                    continue
+                return False
+            except OSError:
+                self.outbox.end()  # the reading thread finds out, too
+                rest.clear()
+                return True
+            while sent:
+                part = rest.popleft()
+                if sent < len(part):
+                    rest.appendleft(memoryview(part)[sent:])
+                    break
+                sent -= len(part)
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait until the kernel takes more; True also if the connection has ended."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLOUT)
+        return bool(poll.poll(seconds * 1000))
+
+    def give_turn_back(self) -> None:
+        """The writer has sent everything."""
+        self._turn.release()
+        self.push()  # what was appended before the turn was free
+
+    def hang_up(self) -> None:
+        """End the connection in both directions; the thread that reads from it wakes up."""
+        self.outbox.end()
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
+
+
+    def close(self) -> None:
+        """Close the socket, when nobody sends any more.  The thread that reads calls this, last of all."""
+        self.hang_up()
+        # The writer sees the end and gives the turn back.  It is kept then, so that a late `push`
+        # finds it taken and never touches a closed socket, or one that has got its number.
+        self._turn.acquire(timeout=CLOSING_PATIENCE)
+        self.sock.close()
+
+
+class Writer:
+    """The thread that sends to clients that do not read as fast as they are sent to."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        # Lines given to the writer, None to end it; a byte in `_bell` says that there is one.
+        self._new: deque[Line | None] = deque()
+        self._ear, self._bell = socket.socketpair()
+        self._ear.setblocking(False)
+        self._bell.setblocking(False)
+        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name='zeo writer', daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def take_over(self, line: Line) -> None:
+        """Send the rest of a line, whose turn the caller has and gives away."""
+        self._new.append(line)
+        self._ring()
+
+    def _ring(self) -> None:
+        try:
+            self._bell.send(b'.')
+        except BlockingIOError:
+            pass  # it is ringing
+        except OSError:
+            pass  # it has ended
+
+    def _run(self) -> None:
+        try:
+            while True:
+                for key, _ in self._selector.select():
+                    if key.data is None:
+                        self._ear.recv(4096)
+                        if not self._welcome():
+                            return
+                    else:
+                        self._carry_on(key.data)
+        except Exception:
+            logger.critical('the writer failed', exc_info=True)
+            raise
+
+    def _welcome(self) -> bool:
+        while self._new:
+            line = self._new.popleft()
+            if line is None:
+                return False
+            try:
+                self._selector.register(line.sock, selectors.EVENT_WRITE, line)
+            except (ValueError, OSError):  # closed meanwhile
+                line.outbox.end()
+                line.give_turn_back()
+        return True
+
+    def _carry_on(self, line: Line) -> None:
+        if line.outbox.gone or line.send():
+            self._selector.unregister(line.sock)
+            line.give_turn_back()
+
+    def close(self) -> None:
+        """End the thread; what is not sent by now is not sent."""
+        self._new.append(None)
+        self._ring()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._selector.close()
+        self._ear.close()
+        self._bell.close()
