@@ -1,0 +1,197 @@
+"""From what the command line names to open storages: a FileStorage's file, or a module's attribute.
+
+Whatever goes wrong is a `CannotStart` that names the file or the ``-S``; the details are in the
+debug log.
+"""
+
+import errno
+import functools
+import importlib
+import importlib.util
+import logging
+import operator
+import os
+import sys
+from collections.abc import Callable
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from ZODB.FileStorage import FileStorage
+from ZODB.FileStorage.format import CorruptedError
+from ZODB.POSException import StorageError
+from zc.lockfile import LockError
+
+from zeo.server.options import CannotStart
+from zeo.server.options import StorageName
+
+logger = logging.getLogger(__name__)
+
+
+def check_folder(path: str) -> None:
+    """Raise `CannotStart` if there is no folder for this (absolute) path."""
+    folder = os.path.dirname(path)
+    if not os.path.exists(folder):
+        raise CannotStart(f'the folder {folder} does not exist; create it, or choose another file')
+    if not os.path.isdir(folder):
+        raise CannotStart(f'{folder} is not a folder; choose another file')
+
+
+def open_file(path: str, read_only: bool) -> Any:
+    """The FileStorage of this (absolute) path; it is created if it does not exist."""
+    try:
+        return FileStorage(path, read_only=read_only)
+    except Exception as error:
+        logger.debug('cannot open %s', path, exc_info=True)
+        raise CannotStart(_why(error, path, read_only)) from None
+
+
+def _why(error: Exception, path: str, read_only: bool) -> str:
+    match error:
+        case LockError():
+            return (f'{path} is in use by another process{_holder(path)}; stop it, or choose another'
+                    ' file')
+        case FileNotFoundError() if read_only:
+            return f'{path} does not exist; start once without --read-only to create it'
+        case IsADirectoryError():
+            return f'{path} is a folder; give the name of a file'
+        case OSError(errno=errno.EACCES | errno.EPERM | errno.EROFS, filename=name):
+            return (f'{name or path}: {error.strerror}; start as a user who may, give the file and its'
+                    ' folder to this one (chown), or choose another file')
+        case OSError():
+            return f'cannot open {path}: {error.strerror or error}'
+        case StorageError() | CorruptedError() | EOFError():
+            return (f'{path} is damaged, or is not a FileStorage ({_short(error)}); restore it from a'
+                    ' backup, or copy what can be read of it with python -m ZODB.fsrecover')
+    return f'cannot open {path}: {_short(error)}'
+
+
+def _holder(path: str) -> str:
+    """The process that has the lock file, as far as it says."""
+    try:
+        with open(path + '.lock', encoding='ascii', errors='replace') as file:
+            number = file.read(100).strip(' \n\0')
+    except OSError:
+        return ''
+    return f' ({number})' if number.isdigit() else ''
+
+
+def open_named(name: StorageName, modules: dict[str, ModuleType]) -> Any:
+    """The storage that ``-S`` names; `modules` are those loaded so far (each is loaded once)."""
+    with _blaming(name, 'cannot be loaded'):
+        if name.module not in modules:
+            modules[name.module] = _load(name)
+        module = modules[name.module]
+    with _blaming(name, 'does not work'):
+        try:
+            found = operator.attrgetter(name.attribute)(module)
+        except AttributeError as error:
+            raise CannotStart(f'-S {name}: {error}') from None
+        if not is_storage(found) and callable(found):
+            found = found()
+    if not is_storage(found):
+        raise CannotStart(
+            f'-S {name}: {name.attribute} is neither a storage nor something that returns one, but'
+            f' {_short_repr(found)}')
+    return found
+
+
+class _blaming:
+    """Whatever somebody's module raises becomes a `CannotStart` that names the ``-S``."""
+
+    def __init__(self, name: StorageName, what: str) -> None:
+        self.name, self.what = name, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        # A module that calls sys.exit() must not end us without a word.
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, CannotStart):
+            logger.debug('-S %s %s', self.name, self.what, exc_info=error)
+            raise CannotStart(
+                f'-S {self.name} {self.what}: {_short(error)} (-D shows where)') from None
+
+
+def is_storage(found: object) -> bool:
+    """Whether it can be served; a class that makes storages cannot."""
+    return not isinstance(found, type) and all(
+        hasattr(found, name) for name in ('loadBefore', 'tpc_begin', 'tpc_vote', 'tpc_finish', 'close'))
+
+
+def _load(name: StorageName) -> ModuleType:
+    """The module of a dotted name, or in the file of a path, with or without ``.py``."""
+    text = name.module
+    if os.sep not in text and not text.endswith('.py'):
+        # `python -m` looks into the current folder; so do we, when started otherwise.
+        if not {'', os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
+        return importlib.import_module(text)
+    path = os.path.abspath(text if text.endswith('.py') else text + '.py')
+    if not os.path.exists(path):
+        raise CannotStart(f'-S {name}: there is no file {path}; give the path of a Python module')
+    folder, file = os.path.split(path)
+    # What the module imports may stand beside it; but it must not stand in the way of anything else.
+    if folder not in sys.path:
+        sys.path.append(folder)
+    title = file.removesuffix('.py')
+    if title in sys.modules or not title.isidentifier():
+        title = f'{__name__}:{path}'
+    spec = importlib.util.spec_from_file_location(title, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[title] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[title]
+        raise
+    return module
+
+
+def open_all(openers: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Open storages one after the other; if one cannot be opened, none stays open."""
+    storages: dict[str, Any] = {}
+    try:
+        for name, opener in openers.items():
+            storages[name] = opener()
+    except BaseException:
+        close_all(storages)
+        raise
+    return storages
+
+
+def openers(names: Sequence[StorageName]) -> dict[str, Callable[[], Any]]:
+    """For each ``-S``, how to open it."""
+    modules: dict[str, ModuleType] = {}
+    return {name.name: functools.partial(open_named, name, modules) for name in names}
+
+
+def close_all(storages: dict[str, Any]) -> None:
+    """Close each storage once, whatever happens to the others."""
+    for storage in {id(storage): storage for storage in storages.values()}.values():
+        try:
+            storage.close()
+        except Exception:
+            logger.exception('cannot close %s', describe(storage))
+
+
+def describe(storage: Any) -> str:
+    """Class and name, such as ``FileStorage /srv/Data.fs``."""
+    kind = type(storage).__name__
+    try:
+        name = ' '.join(str(storage.getName()).split())
+    except Exception:  # a name is for reading; a storage without one is served all the same
+        name = ''
+    return f'{kind} {name}' if name and name != kind else kind
+
+
+def _short(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    kind = type(error).__name__
+    return f'{kind}: {text}' if text else kind
+
+
+def _short_repr(found: object) -> str:
+    text = ' '.join(repr(found).split())
+    return text if len(text) < 80 else f'an object of {type(found).__name__}'

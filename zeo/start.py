@@ -1,0 +1,213 @@
+"""From the command line to a running server: ``python -m zeo.start``, see start.txt.
+
+Exit status: 0 if the server was ended by SIGTERM or SIGINT, 1 if it could not be started or
+profiled, 2 if the command line is wrong; then there is one line on standard error that says why.
+"""
+
+import contextlib
+import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+from zeo.server import addresses
+from zeo.server import logs
+from zeo.server import privileges
+from zeo.server import storages
+from zeo.server.options import CannotStart
+from zeo.server.options import PROGRAM
+from zeo.server.options import Options
+from zeo.server.options import data_file
+from zeo.server.options import parse
+from zeo.server.profiler import Profiler
+from zeo.StorageServer import StorageServer
+
+logger = logging.getLogger('zeo')
+
+STOP = {signal.SIGTERM, signal.SIGINT}
+REOPEN = {signal.SIGHUP, signal.SIGUSR2}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal says to stop; returns the exit status (`SystemExit` for usage errors)."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(options)
+    except CannotStart as error:
+        if options.log and logging.getLogger().hasHandlers():
+            logger.error('%s', error)
+        print(f'{PROGRAM}: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(options: Options) -> None:
+    """Serve until a signal says to stop.  Raises `CannotStart`."""
+    os.environ.update(options.environment)
+    file = data_file(options, os.environ)
+    if file is not None:
+        storages.check_folder(file)
+    # First of all: whatever is opened or made afterwards belongs to the user who has to work with it.
+    warning = privileges.settle(options.user, lambda: _complaint(options, file))
+    log_file = logs.set_up(options.log, options.debug)
+    signals = Signals()
+    with contextlib.ExitStack() as at_end:
+        if options.profile:
+            at_end.enter_context(_profiling(options.profile))
+        try:
+            opened = _open(options, file, signals)
+        except Interrupted:
+            logger.info('ended before it was ready')
+            return
+        server = _start(options, opened)
+        at_end.callback(server.close)
+        if warning:
+            logger.warning('%s', warning)
+        logger.info('%s', ready_line(server.addresses, opened))
+        _wait(signals, log_file)
+    logger.info('closed')
+
+
+def _complaint(options: Options, file: str | None) -> str | None:
+    """What of the files on the command line the current user cannot work with."""
+    if file is not None and (problem := privileges.may_serve(file, options.read_only)):
+        return problem
+    if file is None and options.user is None:
+        return 'may not be able to write what the modules of -S open'
+    written = [path for path in (options.log, options.profile) if path]
+    if problem := privileges.may_write(written):
+        return problem
+    for address in options.addresses:
+        if isinstance(address, str):
+            return privileges.may_make_files_in(os.path.dirname(os.path.abspath(address)))
+    return None
+
+
+def _open(options: Options, file: str | None, signals: 'Signals') -> dict[str, Any]:
+    """Open what is to be served.
+
+    This may take long (without its index, a large file is read as a whole); a signal ends it.
+    """
+    openers: dict[str, Callable[[], Any]]
+    if file is None:
+        openers = storages.openers(options.storages)
+    else:
+        openers = {'1': lambda: storages.open_file(file, options.read_only)}
+    with signals.interrupting():
+        return storages.open_all(openers)
+
+
+def _start(options: Options, opened: dict[str, Any]) -> StorageServer:
+    with contextlib.ExitStack() as unless_started:
+        unless_started.callback(storages.close_all, opened)
+        server = StorageServer(
+            opened, options.addresses,
+            read_only=options.read_only,
+            transaction_timeout=options.transaction_timeout,
+            invalidation_queue_size=options.invalidation_queue_size,
+            invalidation_age=options.invalidation_age,
+            client_conflict_resolution=options.client_conflict_resolution)
+        unless_started.pop_all()  # the server closes the storages from now on
+        unless_started.callback(server.close)
+        try:
+            server.start()
+        except OSError as error:
+            raise CannotStart(error.strerror or str(error)) from None
+        unless_started.pop_all()
+        return server
+
+
+def ready_line(bound: Sequence[addresses.SocketAddress | str], opened: dict[str, Any]) -> str:
+    """The line that says where the server can be reached, and what it serves.
+
+    Others may rely on its form: ``ready on ADDRESS[, ADDRESS ...]; storages: NAME (KIND)[, ...]``,
+    where an address is ``HOST:PORT``, ``[HOST]:PORT`` or the absolute path of a socket file, and the
+    last address with a port is followed by ``(this machine only)`` if that is true.
+    """
+    tcp = [address for address in bound if not isinstance(address, str)]
+    words = [addresses.describe(address) for address in tcp]
+    if tcp and all(map(addresses.only_this_machine, tcp)):
+        words[-1] += ' (this machine only)'
+    words += [os.path.abspath(path) for path in bound if isinstance(path, str)]
+    served = [f'{name} ({storages.describe(storage)})' for name, storage in opened.items()]
+    return f'ready on {", ".join(words)}; storages: {", ".join(served)}'
+
+
+class Interrupted(BaseException):
+    """A signal to stop arrived while the storages were being opened."""
+
+
+class Signals:
+    """The signals that a server obeys, in the order in which they arrive.
+
+    They are put into a queue and obeyed by the main thread at a place of its own choice: so a second
+    one while closing does no harm, and the log is never reopened in the middle of a line.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()  # may be put to in a handler
+        self._interrupting = False
+        for number in STOP | REOPEN:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._arrived.put(signal.Signals(number))
+        if self._interrupting and number in STOP:
+            self._interrupting = False  # once is enough; what is open is being closed now
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """While this lasts, a signal to stop raises `Interrupted` in the main thread."""
+        self._interrupting = True
+        try:
+            yield
+        finally:
+            self._interrupting = False
+
+    def next(self) -> signal.Signals:
+        """Wait for the next signal."""
+        return self._arrived.get()
+
+
+def _wait(signals: Signals, log_file: logs.LogFile | None) -> None:
+    """Until a signal says to stop."""
+    while (arrived := signals.next()) not in STOP:
+        if log_file is None:
+            logger.info('%s: the log goes to standard error, there is nothing to reopen', arrived.name)
+            continue
+        try:
+            log_file.reopen()
+        except OSError as error:
+            logger.error('%s: cannot reopen the log, going on in the old file: %s', arrived.name, error)
+        else:
+            logger.info('%s: log reopened', arrived.name)
+    logger.info('%s: closing', arrived.name)
+
+
+@contextlib.contextmanager
+def _profiling(path: str) -> Iterator[None]:
+    """Profile all threads while this lasts, and write the result to `path`."""
+    try:
+        file = open(path, 'wb')
+    except OSError as error:
+        raise CannotStart(f'cannot write the profile {path}: {error.strerror}; choose another file'
+                          ' with -P') from None
+    with file:
+        profiler = Profiler()
+        profiler.start()
+        try:
+            yield
+        finally:
+            profiler.stop()
+            profiler.dump(file)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
