@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.system import clients
 from tests.system.servers import Pool, Server
 
 
@@ -28,6 +29,21 @@ def start_server() -> Iterator[Callable[..., Server]]:
             failures.append(failure)
     if failures:
         raise failures[0]
+
+
+@pytest.fixture
+def open_client(start_server: Any) -> Iterator[Callable[..., Any]]:
+    """Open client storages (the arguments are `clients.open_client`'s); at the end all are closed."""
+    storages: list[Any] = []
+
+    def open_client(*args: Any, **kw: Any) -> Any:
+        storages.append(clients.open_client(*args, **kw))
+        return storages[-1]
+
+    yield open_client
+    for storage in storages:
+        storage.close()
+    gc.collect()    # what a test forgot to close is found here, not in the next one
 
 
 @pytest.fixture(scope='class')

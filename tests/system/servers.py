@@ -119,7 +119,8 @@ class Log:
 class Server:
     """One server process at a time, over one folder of data, at one address.
 
-    ``kind``: 'zeo' or 'ZEO'.  ``unix``: listen on a Unix socket, not on a free TCP port.
+    ``kind``: 'zeo' or 'ZEO'.  ``unix``: listen on a Unix socket, not on a free TCP port; ``both``:
+    listen on a Unix socket as well, at `second_address` (a stock server cannot).
     ``options``: ``read_only``, ``transaction_timeout``, ``invalidation_queue_size``,
     ``invalidation_age``, ``client_conflict_resolution`` of either kind of server.
     Paths of storages are relative to `folder`, the process's current directory.
@@ -129,7 +130,7 @@ class Server:
     log: Log
 
     def __init__(self, kind: str = 'zeo', storages: dict[str, Storage] | None = None, *,
-                 unix: bool = False, host: str = '127.0.0.1', folder: str | None = None,
+                 unix: bool = False, both: bool = False, host: str = '127.0.0.1', folder: str | None = None,
                  **options: Any) -> None:
         assert kind in ('zeo', 'ZEO'), kind
         self.kind = kind
@@ -139,6 +140,7 @@ class Server:
         # A short path of its own: the name of a Unix socket may have 107 characters at most.
         self.folder = folder or tempfile.mkdtemp(prefix='zeo-')
         self.address = os.path.join(self.folder, 'socket') if unix else (host, 0)
+        self.second_address = os.path.join(self.folder, 'second') if both else None
         self.process: subprocess.Popen[str] | None = None
         self._runs = 0
 
@@ -173,6 +175,8 @@ class Server:
         else:
             host, port = self.address
             arguments += ['-h', host, '-p', str(port)]
+        if self.second_address:
+            arguments += ['-U', self.second_address]
         for name, value in self.options.items():
             option = '--' + name.replace('_', '-')
             if value is True:
@@ -191,6 +195,7 @@ class Server:
         return arguments
 
     def _runzeo(self) -> list[str]:
+        assert self.second_address is None
         address = self.address if isinstance(self.address, str) else '%s:%d' % self.address
         lines = ['<zeo>', f'address {address}']
         lines += [f'{name.replace("_", "-")} {value}' for name, value in self.options.items()]

@@ -7,8 +7,6 @@ import threading
 from typing import Any
 
 import pytest
-import zeo.ClientStorage
-import ZEO.ClientStorage
 from ZODB.tests.BasicStorage import BasicStorage
 from ZODB.tests.ConflictResolution import ConflictResolvingStorage
 from ZODB.tests.ConflictResolution import ConflictResolvingTransUndoStorage
@@ -28,6 +26,7 @@ from ZODB.tests.StorageTestBase import StorageTestBase
 from ZODB.tests.Synchronization import SynchronizedStorage
 from ZODB.tests.TransactionalUndoStorage import TransactionalUndoStorage
 
+from tests.system.clients import open_client
 from tests.system.servers import Pool
 
 
@@ -80,20 +79,19 @@ class Suite(StorageTestBase):
         return thread
 
 
+class OurClient:
+    """The client of this project; for `Suite.client`."""
+
+    def client(self, address: Any, name: str, **options: Any) -> Any:
+        return open_client('zeo', address, name, **options)
+
+
 @pytest.mark.filterwarnings('ignore::ResourceWarning')  # it sometimes leaves its cache file open
 class StockClient:
     """The client of PyPI's ZEO; for `Suite.client`."""
 
     def client(self, address: Any, name: str, **options: Any) -> Any:
-        return ZEO.ClientStorage.ClientStorage(
-            address, name, wait_timeout=60, min_disconnect_poll=.1, **options)
-
-
-class OurClient:
-    """The client of this project; for `Suite.client`."""
-
-    def client(self, address: Any, name: str, **options: Any) -> Any:
-        return zeo.ClientStorage.ClientStorage(address, name, wait_timeout=60, **options)
+        return open_client('ZEO', address, name, **options)
 
 
 class StorageSuites(
