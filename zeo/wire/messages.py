@@ -11,6 +11,7 @@ To a server a message id is an opaque value that it returns unchanged.  So the s
 in the form in which it came, as a piece of pickle (`PickledId`), and puts that into the reply.
 """
 
+import json
 import pickle
 import re
 from collections.abc import Sequence
@@ -45,6 +46,11 @@ def answer_to_greeting(greeting: bytes | bytearray) -> bytes | None:
     if encoding == b'Z' and min(version, b'5') == b'5':
         return GREETING
     return None
+
+
+def status_report(status: dict[str, dict[str, Any]]) -> bytes:
+    """The answer to a probe: the status of each storage, by name."""
+    return json.dumps(status).encode('ascii')
 
 
 # ---- pieces of pickle ------------------------------------------------------------
@@ -142,10 +148,6 @@ class FromClient(NamedTuple):
     name: str
     args: tuple[Any, ...]
 
-    @property
-    def is_heartbeat(self) -> bool:
-        return self.id == _HEARTBEAT_ID
-
 
 class FromServer(NamedTuple):
     """A message as a client reads it; ``args`` of a reply is the result or the error's description."""
@@ -154,6 +156,11 @@ class FromServer(NamedTuple):
     flag: int
     name: str
     args: Any
+
+
+def is_heartbeat(message_id: PickledId) -> bool:
+    """Whether a client's message has the id that asks for no answer whatsoever."""
+    return message_id == _HEARTBEAT_ID
 
 
 def decode_from_client(data: bytes | bytearray) -> FromClient:
