@@ -9,13 +9,17 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from typing import Any
 
 from persistent.TimeStamp import TimeStamp
 from ZODB.BaseStorage import BaseStorage
 from ZODB.MappingStorage import MappingStorage
+from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import ConflictError
+from ZODB.POSException import POSKeyError
 from ZODB.serialize import referencesf
+from ZODB.utils import newTid
 from ZODB.utils import p64
 from ZODB.utils import u64
 from ZODB.utils import z64
@@ -25,6 +29,9 @@ from zeo.server.commitlock import CommitLock
 from zeo.server.outbox import Outbox
 from zeo.server.publisher import Publisher
 from zeo.wire import messages
+
+if TYPE_CHECKING:
+    from zeo.server.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +76,12 @@ class Served:
         # Runs the votes that had to wait for the commit lock, or may have to wait for a pack.  Since
         # they hold the commit lock there is never more than one.
         self.voter = Worker(f'zeo voter {name}')
+        # Transactions whose tid was told to their clients at vote, by tid, until they end.  Changed
+        # by whoever has the commit lock.
+        self.told: dict[bytes, 'Transaction'] = {}
+        self._last_chosen = z64
+        self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
+                            and IStorageRestoreable.providedBy(storage))
         self._invalidation_age = invalidation_age
         self._helpers: set[threading.Thread] = set()
         if client_conflict_resolution:
@@ -90,7 +103,13 @@ class Served:
             'supports_record_iternext': hasattr(storage, 'record_iternext'),
             'interfaces': tuple(
                 (each.__module__, each.__name__) for each in providedBy(storage).__iro__),
+            messages.EXTENSIONS: self.extensions,
         }
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What this server can do beyond the protocol for clients that ask for it."""
+        return ('verify', 'settle') if self._can_choose else ('verify',)
 
     def sizes(self) -> dict[str, int]:
         """What ``info`` notices tell."""
@@ -130,6 +149,51 @@ class Served:
         for transaction in self.storage.iterator(p64(u64(tid) + 1), last_tid):
             changed.update((record.oid, None) for record in transaction)
         return last_tid, list(changed)
+
+    def outdated(self, revisions: bytes) -> bytes:
+        """The answer to ``verify``: which of these revisions are not current (any more).
+
+        ``revisions`` are pairs of oid and tid, 16 bytes each; the answer is oids, 8 bytes each.
+
+        Nothing has to be ordered here.  The client has registered before, so a change that this
+        answer does not know of is announced to it, before the answer or after.
+        """
+        get_tid = self.storage.getTid
+        outdated = []
+        for at in range(0, len(revisions), 16):
+            oid = revisions[at:at + 8]
+            try:
+                current = get_tid(oid)
+            except POSKeyError:
+                current = None
+            if current != revisions[at + 8:at + 16]:
+                outdated.append(oid)
+        return b''.join(outdated)
+
+    # ---- the fate of a transaction -------------------------------------------------------
+
+    def choose_tid(self) -> bytes | None:
+        """A tid for a transaction that is about to vote, never chosen before; None: the storage will.
+
+        With the commit lock.
+        """
+        if not self._can_choose:
+            return None
+        last_tid = self.storage.lastTransaction() or z64
+        self._last_chosen = newTid(max(last_tid, self._last_chosen))
+        return self._last_chosen
+
+    def settle(self, tid: bytes, id: Any) -> bool:
+        """The answer to ``settle``: whether the transaction that was to get ``tid`` is committed.
+
+        If it is still voted, on a connection that was lost, it is aborted now, so that the answer is
+        final.  It may be asked after a restart, since a tid is chosen once and stays with the
+        transaction in the storage.
+        """
+        transaction = self.told.get(tid)
+        if transaction is not None and transaction.id == id:
+            transaction.settle()
+        return any(each.tid == tid for each in self.storage.iterator(tid, tid))
 
     # ---- pack -----------------------------------------------------------------------
 

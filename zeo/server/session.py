@@ -183,6 +183,12 @@ class Session:
         assert self._served is not None
         return self._served.status()
 
+    def verify(self, answer: Answer, revisions: bytes) -> None:
+        if not isinstance(revisions, bytes) or len(revisions) % 16:
+            raise TypeError('revisions to verify are pairs of oid and tid')
+        assert self._served is not None
+        self._beside('verify', answer, partial(self._served.outdated, revisions))
+
     # ---- loading ------------------------------------------------------------------------
 
     def _load(self, message_id: PickledId, oid: bytes, tid: bytes) -> None:
@@ -295,8 +301,12 @@ class Session:
         transaction.stage('restore', _oid(oid), _tid(tid), record, previous_tid,
                           size=len(record or b''))
 
-    def vote(self, answer: Answer, id: Any) -> None:
-        self._in_progress(id).vote(answer)
+    def vote(self, answer: Answer, id: Any, tell_tid: bool = False) -> None:
+        self._in_progress(id).vote(answer, bool(tell_tid))
+
+    def settle(self, answer: Answer, tid: bytes, id: Any) -> None:
+        assert self._served is not None
+        self._beside('settle', answer, partial(self._served.settle, _tid(tid), id))
 
     def _finish(self, message_id: PickledId | None, id: Any) -> None:
         told = self._in_progress(id).finish(message_id)
@@ -396,7 +406,7 @@ class Session:
 
 
 #: Methods that are given a function to answer with, since they may answer later.
-_ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack'})
+_ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle'})
 
 
 def _oid(value: Any) -> bytes:

@@ -76,6 +76,8 @@ class Transaction:
         self._abort_answers: list[Answer] = []
         # The following belong to whoever votes, then to whoever has claimed the transaction.
         self._vote_answer: Answer = _no_answer
+        self._tell_tid = False
+        self._settled = threading.Event()  # set at the end if the client knows the tid
         self._changed: dict[bytes, None] = {}  # oids, as a set in order
         self._conflicts: dict[bytes, dict[str, Any]] = {}  # by oid: for the client to resolve
         self._reported: list[bytes] = []  # oids whose stored state is not what the client sent
@@ -102,11 +104,16 @@ class Transaction:
 
     # ---- voting -------------------------------------------------------------------
 
-    def vote(self, answer: Answer) -> None:
-        """Take the commit lock, replay what was staged, let the storage vote; the answer may come later."""
+    def vote(self, answer: Answer, tell_tid: bool = False) -> None:
+        """Take the commit lock, replay what was staged, let the storage vote; the answer may come later.
+
+        With ``tell_tid`` the answer to a successful vote is a pair: the usual answer, and the tid that
+        the transaction will have, or None if the storage chooses it later.
+        """
         if not self._move(State.BEGUN, State.WAITING):
             raise StorageTransactionError(f'already voting: the transaction is {self.state.value}')
         self._vote_answer = answer
+        self._tell_tid = tell_tid
         if not self._served.lock.acquire(self):
             return
         if not self._move(State.WAITING, State.VOTING):
@@ -126,9 +133,10 @@ class Transaction:
     def _vote(self) -> None:
         """In the thread that votes, state VOTING, with the commit lock."""
         error: Exception | None = None
+        tid: bytes | None = None
         conflicts: list[Any] = []
         try:
-            self._replay()
+            tid = self._replay()
             conflicts = list(self._conflicts.values())
             if not conflicts:
                 self._report(self._served.storage.tpc_vote(self._meta))
@@ -144,7 +152,10 @@ class Transaction:
                 voted = not self._abort_asked
                 if voted:
                     self.state = State.VOTED
-                    self._vote_answer(self._reported)  # in one step: no abort is answered before
+                    if self._tell_tid and tid is not None:
+                        self._served.told[tid] = self
+                    # in one step: no abort is answered before
+                    self._vote_answer((self._reported, tid) if self._tell_tid else self._reported)
             if voted:
                 self._outbox.deliver()
                 return
@@ -164,21 +175,27 @@ class Transaction:
             self._vote_answer(conflicts)
         self._outbox.deliver()
 
-    def _replay(self) -> None:
+    def _replay(self) -> bytes | None:
+        """Do what was staged; returns the transaction's tid if it was chosen by the client or here."""
         storage = self._served.storage
         self._changed.clear()
         self._conflicts.clear()
         self._reported.clear()
-        if self._tid is not None:
+        tid = self._tid
+        if tid is not None:
             last_tid = storage.lastTransaction()
-            if last_tid is not None and self._tid <= last_tid:
-                raise StorageError(f'the chosen transaction id {self._tid.hex()} is not later than'
+            if last_tid is not None and tid <= last_tid:
+                raise StorageError(f'the chosen transaction id {tid.hex()} is not later than'
                                    f' the last one, {last_tid.hex()}')
-            storage.tpc_begin(self._meta, self._tid, self._status)
+        elif self._tell_tid:
+            tid = self._served.choose_tid()
+        if tid is not None:
+            storage.tpc_begin(self._meta, tid, self._status)
         else:
             storage.tpc_begin(self._meta)
         for operation, args in self._staging:
             _OPERATIONS[operation](self, *args)
+        return tid
 
     def _report(self, oids: Any) -> None:
         """Note objects that are not stored as the client sent them, as ``tpc_vote`` tells."""
@@ -268,6 +285,11 @@ class Transaction:
         if self._ask_to_abort(_no_answer):
             self._abort_claimed()
 
+    def settle(self) -> None:
+        """End the transaction unless it is being finished, and wait until it has ended."""
+        self.abandon()
+        self._settled.wait()
+
     def expired(self) -> None:
         """The commit lock was held too long: abort, release it, and end the connection."""
         if self.state is State.FINISHING:
@@ -323,6 +345,10 @@ class Transaction:
         """The transaction is over; called once, by whoever claimed it."""
         self._staging.close()
         self._served.statistics.active_txns -= 1
+        if self._tell_tid:
+            self._served.told = {tid: each for tid, each in self._served.told.items()
+                                 if each is not self}
+            self._settled.set()
 
 
 _OPERATIONS: dict[str, Callable[..., None]] = {
