@@ -79,7 +79,7 @@ class Served:
         # Transactions whose tid was told to their clients at vote, by tid, until they end.  Changed
         # by whoever has the commit lock.
         self.told: dict[bytes, 'Transaction'] = {}
-        self._last_chosen = z64
+        self._last_chosen: bytes = z64
         self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
                             and IStorageRestoreable.providedBy(storage))
         self._invalidation_age = invalidation_age
@@ -180,8 +180,9 @@ class Served:
         if not self._can_choose:
             return None
         last_tid = self.storage.lastTransaction() or z64
-        self._last_chosen = newTid(max(last_tid, self._last_chosen))
-        return self._last_chosen
+        chosen: bytes = newTid(max(last_tid, self._last_chosen))
+        self._last_chosen = chosen
+        return chosen
 
     def settle(self, tid: bytes, id: Any) -> bool:
         """The answer to ``settle``: whether the transaction that was to get ``tid`` is committed.

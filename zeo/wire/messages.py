@@ -25,6 +25,17 @@ from zeo.wire import pickles
 from zeo.wire.framing import Frame
 from zeo.wire.framing import frame
 
+#: The key in the answer to ``get_info`` under which a zeo server names what it can do beyond the
+#: protocol, as a sequence of words.  Other clients do not look there and never see any of it.
+#:
+#: ``verify``
+#:     ``verify(revisions)``: of many ``oid + tid`` (16 bytes each, joined) those oids whose current
+#:     revision is another one (joined).
+#: ``settle``
+#:     ``vote(id, True)`` returns ``(usual result, tid)``; ``settle(tid, id)``, asked on a later
+#:     connection, ends that transaction if it is still in doubt and says whether it is committed.
+EXTENSIONS = 'zeo'
+
 #: What a server says first, and what a client answers.
 GREETING = b'Z5'
 
@@ -295,7 +306,7 @@ METHODS: dict[str, Method] = {
     'deleteObject': Method(3, 3),
     'undoa': Method(2, 2),
     'restorea': Method(5, 5),
-    'vote': Method(1, 1),
+    'vote': Method(1, 2),
     'tpc_finish': Method(1, 1),
     'tpc_abort': Method(1, 1),
     # undo information, packing
@@ -308,4 +319,7 @@ METHODS: dict[str, Method] = {
     'iterator_record_start': Method(2, 2),
     'iterator_record_next': Method(1, 1),
     'iterator_gc': Method(1, 1),
+    # extensions, see `EXTENSIONS`
+    'verify': Method(1, 1),
+    'settle': Method(2, 2),
 }
