@@ -91,55 +91,67 @@ class Index:
                 and (position == 0 or revisions[position - 1][8:16] <= start)
                 and (position == len(revisions) or end <= revisions[position][:8]))
 
-    def put(self, oid: bytes, start: bytes, end: bytes, check: int, place: int) -> None:
-        """Add a revision that the index `wants`."""
+    def put(self, kind: Kind, oid: bytes, start: bytes, end: bytes, check: int, place: int) -> None:
+        """Add a revision that the index `wants`, or that it had."""
         revision = REVISION.pack(start, end, check, place)
-        if end == OPEN:
+        if kind is not Kind.HISTORIC:
             # An older revision held as current has ended somewhere on the way: nobody knows where.
-            self.suspect.pop(oid, None)
-            self.current[oid] = revision
+            held, other = (self.current, self.suspect)[::1 if kind is Kind.CURRENT else -1]
+            other.pop(oid, None)
+            held[oid] = revision
             return
         for held in (self.current, self.suspect):
             if oid in held and held[oid][:8] < end:
                 del held[oid]
         revisions = self.historic.get(oid, ())
         position = bisect_left(revisions, start)
-        self.historic[oid] = *revisions[:position], revision, *revisions[position:]
+        after = revisions[position:]
+        if after and after[0][:8] == start:
+            after = after[1:]
+        self.historic[oid] = *revisions[:position], revision, *after
 
-    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
+    # These tell what they changed: only that need be remembered elsewhere.
+
+    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> list[bytes]:
         """End the current revisions of `oids` at `tid`.
 
         One that starts at `tid` (or later) *is* what the server speaks of, and stays what it is.
         A suspect may have ended before, so it cannot become history: it is forgotten.
         """
+        changed = []
         for oid in oids:
             revision = self.current.get(oid)
             if revision is not None and revision[:8] < tid:
-                del self.current[oid]
                 ended = revision[:8] + tid + revision[16:]
                 self.historic[oid] = *self.historic.get(oid, ()), ended
+                del self.current[oid]       # last: who looks meanwhile finds one or the other
+                changed.append(oid)
             revision = self.suspect.get(oid)
             if revision is not None and revision[:8] < tid:
                 del self.suspect[oid]
+                changed.append(oid)
+        return changed
 
-    def drop(self, oids: Iterable[bytes]) -> None:
+    def drop(self, oids: Iterable[bytes]) -> list[bytes]:
         """Forget the current revisions of `oids`: they ended, nobody knows when."""
-        for oid in oids:
-            self.current.pop(oid, None)
-            self.suspect.pop(oid, None)
+        return [oid for oid in oids if self.current.pop(oid, None) or self.suspect.pop(oid, None)]
 
-    def suspect_all(self) -> None:
+    def suspect_all(self) -> bool:
         """Let no current revision be served until it is confirmed."""
         current, self.current = self.current, {}
         self.suspect.update(current)
+        return bool(current)
 
-    def confirm(self, tid: bytes, oids: Iterable[bytes]) -> None:
+    def confirm(self, tid: bytes, oids: Iterable[bytes]) -> list[bytes]:
         """The suspects of `oids` are current as of `tid`."""
+        changed = []
         for oid in oids:
             revision = self.suspect.get(oid)
             if revision is not None and revision[:8] <= tid:
                 del self.suspect[oid]
                 self.current[oid] = revision
+                changed.append(oid)
+        return changed
 
     # What happens to the place where it lies
 

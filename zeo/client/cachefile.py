@@ -1,0 +1,354 @@
+"""The file of a client's cache: a log of records in a ring of segments.  Knows bytes, not what they mean.
+
+Layout
+------
+
+The file starts with 64 bytes of *header*: the magic ``zeocache``, the format's version (1 byte), 1 if
+the file was closed cleanly, else 0 (1 byte), two bytes unused, the length of a segment (4 bytes), the
+*epoch* (8 random bytes, new each time the log starts over), a digest of the storage's name (16
+bytes), the identity of the server (16 bytes, zeros if unknown), a checksum of all that (4 bytes),
+and 4 bytes unused.
+
+Segments of equal length follow.  A segment that was ever used starts with 32 bytes: the magic
+again, its number (8 bytes, one more than that of the segment begun before it), the cache's last tid
+at that moment (8 bytes), how much of the segment before it was used (4 bytes), and a checksum (4
+bytes).  Records follow one another without gaps.  A record is a *head* of 40 bytes: its tag (4
+bytes), the length of its body (4 bytes), the body's checksum (4 bytes), an oid, a start and an end
+tid (8 bytes each; what they mean is up to the tag), and the head's checksum (4 bytes); and then its
+body.
+
+All numbers are big-endian, all checksums CRC-32.  They form a chain: a segment's starts from the
+epoch, a head's from the checksum before it.  So what an earlier round of the ring, an earlier epoch,
+or a tail cut off by a crash left behind never reads as part of the log.
+
+Why a log
+---------
+
+Records are appended and never changed, so whatever is lost at the end, the rest is what the cache
+once was: a *prefix*, with the last tid it had then.  Segments are reused in the order in which they
+were begun, so whatever is lost at the beginning, later records do not need it.  What is lost in
+between is a *gap*, which `Log.replay` reports.
+
+Bodies need not be read to replay the log; who reads one later compares its checksum.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from io import FileIO
+from struct import Struct
+from typing import NamedTuple
+
+__all__ = ['LARGEST', 'Log', 'Record', 'Unusable', 'claim', 'unnamed']
+
+MAGIC = b'zeocache'
+VERSION = 1
+
+HEADER = Struct('>8s B B 2x I 8s 16s 16s')      # then the checksum
+SEGMENT = Struct('>8s Q 8s I')                  # then the checksum
+HEAD = Struct('>4s I I 8s 8s 8s')               # then the checksum
+CHECK = Struct('>I')
+RECORD = Struct(HEAD.format + 'I')
+
+FIRST = 64                                      # where the first segment starts
+SEGMENT_SIZE = SEGMENT.size + CHECK.size
+HEAD_SIZE = HEAD.size + CHECK.size
+
+assert HEADER.size + CHECK.size + 4 == FIRST
+assert SEGMENT_SIZE == 32 and HEAD_SIZE == RECORD.size == 40
+
+#: No body may be longer, however large the cache: its length shares 8 bytes with its offset.
+LARGEST = 2 ** 24 - 1
+
+#: A file has some 16 segments, more if they would be longer than 4 MB: reading one anew, when its
+#: turn to be reused has come, holds up who wants to change the cache for a millisecond or two.
+SEGMENTS = 16
+SHORTEST, LONGEST = 512, 4 << 20
+FEWEST = 4
+
+#: So many bytes are collected before they are written.
+COLLECTED = 64 << 10
+
+
+class Unusable(Exception):
+    """The file holds no log that could be continued; says why."""
+
+
+class Record(NamedTuple):
+    """A record as it was found in the log."""
+
+    tag: bytes
+    oid: bytes
+    start: bytes
+    end: bytes
+    check: int
+    size: int
+    offset: int         # of the body, in the file
+
+
+def unnamed() -> FileIO:
+    """A temporary file without a name: it is gone when it is closed, or its process killed."""
+    descriptor, name = tempfile.mkstemp(prefix='zeo-', suffix='.zec')
+    os.unlink(name)
+    return FileIO(descriptor, 'r+')
+
+
+def claim(path: str) -> FileIO:
+    """Open the file, for this process alone; OSError if that cannot be.
+
+    The lock (flock) belongs to the open file: a forked child does not give it up by closing its copy.
+    """
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600), 'r+')
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError('it is no regular file')
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError('another client has it open') from None
+        # Whoever names a cache's file `Data.fs` by mistake shall not lose it.
+        beginning = os.pread(file.fileno(), 4096, 0)
+        if beginning and MAGIC not in beginning and not path.endswith('.zec'):
+            raise OSError('it is something else than a cache')
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+class Log:
+    """Appends records to a file, finds them again, makes room by giving up the oldest.
+
+    Not locked; its owner lets one thread at a time change it.  `read` may be called at any time.
+    All methods may raise OSError.  After that, or any other exception, nothing but `start_over`
+    makes the log usable again; the file remains what it was, up to some record.
+
+    `storage` and `server` are 16 bytes each.
+    """
+
+    def __init__(self, file: FileIO, size: int, storage: bytes) -> None:
+        self._file = file
+        self._fd = file.fileno()
+        self._size = size
+        self.storage = storage
+        self.server = bytes(16)
+        self.segment = max(SHORTEST, min((size - FIRST) // SEGMENTS, LONGEST))
+        self._epoch = bytes(8)
+        #: The segments in use but the open one, oldest first: where they start, how much is used.
+        self._closed: deque[tuple[int, int]] = deque()
+        self._free: list[int] = []
+        #: The open segment: its number, where it starts, where the next record goes, the checksum to
+        #: chain to.  0, 0: none is open.
+        self._number = self._start = self._position = self._check = 0
+        #: What was appended and is not in the file yet belongs at `_written`.  Bodies among it, by offset.
+        #: Replaced, never emptied, and only when the file has them: `read` does not lock.
+        self._chunks: list[bytes] = []
+        self._written = 0
+        self.pending: dict[int, bytes] = {}
+
+    def _slots(self) -> int:
+        return max(FEWEST, (self._size - FIRST) // self.segment)
+
+    @property
+    def room(self) -> int:
+        """The longest body a segment can take."""
+        return min(LARGEST, self.segment - SEGMENT_SIZE - HEAD_SIZE)
+
+    @property
+    def extent(self) -> int:
+        """The file never gets longer than this."""
+        return max(self._size, FIRST + FEWEST * SHORTEST)
+
+    @property
+    def empty(self) -> bool:
+        """Whether the file is a new one."""
+        return os.fstat(self._fd).st_size == 0
+
+    # Beginning and end
+
+    def start_over(self, last_tid: bytes) -> None:
+        """Begin an empty log."""
+        self._epoch = os.urandom(8)
+        self._chunks, self.pending = [], {}
+        os.ftruncate(self._fd, 0)
+        self._write_header(clean=False)
+        self._closed.clear()
+        self._free = [FIRST + slot * self.segment for slot in reversed(range(self._slots()))]
+        self._number = self._start = self._position = 0
+        self.begin(last_tid)
+
+    def close(self, clean: bool) -> None:
+        """Close the file; `clean` if the log is whole and this process was the one to write it."""
+        try:
+            if clean:
+                self.flush()
+                self._write_header(clean=True)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)      # a child may have inherited it
+            self._file.close()
+
+    def abandon(self) -> None:
+        """Close this process' copy of the file, which stays another one's to write and to lock."""
+        self._file.close()
+
+    def _write_header(self, clean: bool) -> None:
+        header = HEADER.pack(MAGIC, VERSION, clean, self.segment, self._epoch, self.storage, self.server)
+        self._write(header + CHECK.pack(zlib.crc32(header)), 0)
+
+    def set_server(self, server: bytes) -> None:
+        """Note from which server the contents come."""
+        self.server = server
+        self._write_header(clean=False)
+
+    # Appending
+
+    def fits(self, size: int) -> bool:
+        """Whether a body of that length fits into the open segment."""
+        return self._position + HEAD_SIZE + size <= self._start + self.segment
+
+    def append(self, tag: bytes, oid: bytes, start: bytes, end: bytes, check: int, body: bytes) -> int:
+        """Append a record that `fits`; tells where its body is."""
+        head = HEAD.pack(tag, len(body), check, oid, start, end)
+        self._check = zlib.crc32(head, self._check)
+        offset = self._position + HEAD_SIZE
+        self._chunks += head, CHECK.pack(self._check), body
+        self.pending[offset] = body
+        self._position = offset + len(body)
+        if self._position - self._written >= COLLECTED:
+            self.flush()
+        return offset
+
+    def flush(self) -> None:
+        """Let the file have all that was appended; after a kill that is what is found."""
+        if self._chunks:
+            self._write(b''.join(self._chunks), self._written)
+            self._chunks, self.pending = [], {}
+            self._written = self._position
+
+    def oldest(self) -> tuple[list[Record], bytes]:
+        """What is lost when `begin` is called next: records, and the segment's bytes."""
+        if self._free:
+            return [], b''
+        position, used = self._closed[0]
+        image = self._image(position)
+        records, end, _ = self._records(image, position)
+        if end != used:
+            raise OSError(errno.EIO, 'somebody else changed or damaged the file')
+        return records, image
+
+    def body(self, record: Record, image: bytes) -> bytes:
+        """A record's body in the bytes of its segment."""
+        start = (record.offset - FIRST) % self.segment
+        return image[start:start + record.size]
+
+    def begin(self, last_tid: bytes) -> None:
+        """Begin a segment, in the place of the oldest one if none is free."""
+        self.flush()
+        before = self._position - self._start
+        if self._start:
+            self._closed.append((self._start, before))
+        self._start = self._free.pop() if self._free else self._closed.popleft()[0]
+        self._number += 1
+        header = SEGMENT.pack(MAGIC, self._number, last_tid, before)
+        self._check = zlib.crc32(header, zlib.crc32(self._epoch))
+        self._chunks = [header + CHECK.pack(self._check)]
+        self._written = self._start
+        self._position = self._start + SEGMENT_SIZE
+
+    def _write(self, data: bytes, offset: int) -> None:
+        if os.pwrite(self._fd, data, offset) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # Reading
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes there, whatever they are; fewer, if the file has no more."""
+        data = self.pending.get(offset)
+        return os.pread(self._fd, size, offset) if data is None else data
+
+    def resume(self) -> bool:
+        """Read the header of a file that exists; tells whether it was closed cleanly.  Unusable, if it cannot be."""
+        data = os.pread(self._fd, FIRST, 0)
+        header, check = data[:HEADER.size], data[HEADER.size:HEADER.size + CHECK.size]
+        if len(check) < CHECK.size:
+            raise Unusable('its header is cut off')
+        if header[:len(MAGIC)] != MAGIC:
+            raise Unusable('it does not look like a cache')
+        if header[len(MAGIC)] != VERSION:
+            raise Unusable(f'its format is version {header[len(MAGIC)]}, not {VERSION}')
+        if CHECK.unpack(check) != (zlib.crc32(header),):
+            raise Unusable('its header is damaged')
+        _, _, clean, segment, epoch, storage, server = HEADER.unpack(header)
+        if storage != self.storage:
+            raise Unusable('it belongs to another storage')
+        if not self.segment // 4 <= segment <= max(self.segment, (self._size - FIRST) // FEWEST):
+            raise Unusable('it was made for another size')
+        self.segment, self._epoch, self.server = segment, epoch, server
+        os.ftruncate(self._fd, min(os.fstat(self._fd).st_size, self.extent))
+        return bool(clean)
+
+    def replay(self) -> Iterator[tuple[bool, bytes, list[Record], bytes]]:
+        """All that can be read, a segment at a time, oldest first.  Then the log can be continued.
+
+        Gives for each segment: whether there is a gap before it; the last tid when it was begun; its
+        records; its bytes.  The first segment has no gap before it, because nothing does.
+        """
+        headers = {}
+        for slot in reversed(range(self._slots())):
+            position = FIRST + slot * self.segment
+            header = self._segment_header(os.pread(self._fd, SEGMENT_SIZE, position))
+            if header is None:
+                self._free.append(position)
+            else:
+                number, last_tid, before = header
+                headers[number] = position, last_tid, before
+        if not headers:
+            raise Unusable('nothing in it can be read')
+        for number in sorted(headers):
+            position, last_tid, before = headers[number]
+            used = self._position - self._start
+            gap = used > 0 and (number != self._number + 1 or before != used)
+            if used:
+                self._closed.append((self._start, used))
+            image = self._image(position)
+            records, end, self._check = self._records(image, position)
+            self._number, self._start = number, position
+            self._position = self._written = position + end
+            yield gap, last_tid, records, image
+        self._write_header(clean=False)
+
+    def _segment_header(self, data: bytes) -> tuple[int, bytes, int] | None:
+        header = data[:SEGMENT.size]
+        if (len(data) < SEGMENT_SIZE or header[:len(MAGIC)] != MAGIC or
+                data[SEGMENT.size:SEGMENT_SIZE] != CHECK.pack(zlib.crc32(header, zlib.crc32(self._epoch)))):
+            return None
+        _, number, last_tid, before = SEGMENT.unpack(header)
+        return number, last_tid, before
+
+    def _image(self, position: int) -> bytes:
+        """A segment's bytes; none if it does not start with its header."""
+        image = os.pread(self._fd, self.segment, position)
+        return image if self._segment_header(image[:SEGMENT_SIZE]) else b''
+
+    def _records(self, image: bytes, position: int) -> tuple[list[Record], int, int]:
+        """The records in a segment's bytes up to the first that cannot be one; where that is; the checksum there.
+
+        A body that is cut off makes no record; one whose bytes are wrong does.
+        """
+        records = []
+        at, check = SEGMENT_SIZE, int.from_bytes(image[SEGMENT.size:SEGMENT_SIZE], 'big')
+        crc32, unpack, length = zlib.crc32, RECORD.unpack_from, len(image)
+        while at + HEAD_SIZE <= length:
+            tag, size, body_check, oid, start, end, head_check = unpack(image, at)
+            if head_check != crc32(image[at:at + HEAD.size], check) or at + HEAD_SIZE + size > length:
+                break
+            check = head_check
+            at += HEAD_SIZE
+            records.append(Record(tag, oid, start, end, body_check, size, position + at))
+            at += size
+        return records, at, check
