@@ -1,0 +1,524 @@
+"""ZODB's storage interfaces, said in terms of `zeo.client`: the door that ZODB people know."""
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import zope.interface
+from ZODB import interfaces
+from ZODB.BaseStorage import copy as copy_transactions
+from ZODB.ConflictResolution import ConflictResolvingStorage
+from ZODB.POSException import ConflictError
+from ZODB.POSException import POSKeyError
+from ZODB.POSException import ReadOnlyError
+from ZODB.POSException import StorageTransactionError
+from ZODB.utils import maxtid
+from ZODB.utils import p64
+from ZODB.utils import u64
+from ZODB.utils import z64
+
+from zeo.client.cache import Cache
+from zeo.client.cache import cache_path
+from zeo.client.cache import open_cache
+from zeo.client.channel import Channel
+from zeo.client.dialing import display
+from zeo.client.dialing import parse_addresses
+from zeo.client.iteration import Dropped
+from zeo.client.iteration import Transactions
+from zeo.client.supervisor import Link
+from zeo.client.supervisor import State
+from zeo.client.supervisor import Supervisor
+from zeo.client.updates import Updates
+from zeo.client.upkeep import Upkeep
+from zeo.errors import ClientDisconnected
+from zeo.errors import ClientStorageError
+from zeo.errors import OutcomeUnknown
+from zeo.errors import ProtocolError
+from zeo.errors import ServerException
+from zeo.wire.messages import store_notice
+
+__all__ = [
+    'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
+    'ServerException',
+]
+
+logger = logging.getLogger(__name__)
+
+MB = 1024 * 1024
+
+#: What this class can do only if the served storage can.
+OPTIONAL = {
+    (each.__module__, each.__name__): each for each in (
+        interfaces.IStorageRestoreable, interfaces.IStorageIteration, interfaces.IStorageUndoable,
+        interfaces.IStorageCurrentRecordIteration, interfaces.IExternalGC)}
+
+#: A vote whose conflicts this client resolves, and which then meets others, is given up after so many.
+VOTE_ROUNDS = 9
+
+
+class _Commit:
+    """The transaction between `tpc_begin` and its end.  It belongs to one connection."""
+
+    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved')
+
+    def __init__(self, transaction: Any, channel: Channel, id: int, updates: Updates) -> None:
+        self.transaction = transaction
+        self.channel = channel
+        self.id = id  # how the server knows it
+        self.updates = updates
+        self.resolved: set[bytes] = set()  # stored otherwise than the application said
+
+
+@zope.interface.implementer(interfaces.IMultiCommitStorage, interfaces.IPrefetchStorage)
+class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
+    """A storage that is kept by a server, here or elsewhere.
+
+    Arguments, of which all but the first are best given by name:
+
+    ``addr``: ``(host, port)`` with ``''`` for this host, a port of this host, the path of a Unix domain
+    socket, or a sequence of these: servers of the same data in order of preference.
+
+    ``storage``: the name under which the server serves it.
+
+    ``cache_size``: bytes that the cache file may take.  ``cache`` is its path; or ``client`` is a name
+    from which, with the directory ``var``, the path is made; by default the environment variable
+    ``ZEO_CLIENT`` is that name.  Without any of these the cache is temporary.
+
+    ``name``: what `getName` calls this storage.
+
+    ``wait_timeout``: seconds that an operation waits for a connection before it raises
+    `ClientDisconnected`.  ``wait``: the constructor waits like that, too; otherwise one can begin
+    without a server and read what is cached.
+
+    ``min_disconnect_poll``, ``max_disconnect_poll``: seconds between attempts to connect; the first
+    doubles after each failure until it is the second.
+
+    ``read_only``: never write.  ``read_only_fallback``: if no server lets us write, read from one that
+    does not, and change over when there is a better one.
+
+    ``server_sync``: each transaction begins with a round trip, so that it sees everything that was
+    committed before it, by whomever.
+
+    ``client_label``: how the server's log calls this client.
+
+    ``start_over``: forget the cache if it turns out to be newer than the server, in place of refusing to
+    talk to that server.
+
+    Many threads may use it; their transactions are committed one after another.
+    """
+
+    def __init__(self, addr: Any, storage: str = '1', cache_size: int = 20 * MB, name: str = '',
+                 wait_timeout: float | None = None, *, min_disconnect_poll: float = 0.1,
+                 max_disconnect_poll: float = 30.0, wait: bool = True,
+                 wait_for_server_on_startup: bool | None = None, read_only: bool = False,
+                 read_only_fallback: bool = False, client_label: str | None = None,
+                 client: str | None = None, var: str | None = None,
+                 cache: Cache | str | os.PathLike[str] | None = None, server_sync: bool = False,
+                 start_over: bool = False) -> None:
+        if read_only and read_only_fallback:
+            raise ValueError('read_only and read_only_fallback exclude each other')
+        addresses = parse_addresses(addr)
+        self.__name__ = name or ', '.join(map(display, addresses))
+        self._storage = storage
+        self._cache_size = cache_size
+        self._read_only = bool(read_only)
+        self._server_sync = bool(server_sync)
+        self._options = {
+            'read_only': self._read_only, 'fallback': bool(read_only_fallback), 'label': client_label,
+            'wait_timeout': 30.0 if wait_timeout is None else wait_timeout,
+            'min_poll': min_disconnect_poll, 'max_poll': max_disconnect_poll}
+        self._start_over = start_over
+        self._info: dict[str, Any] = {}  # what the server says; that of the last connection
+        self._server_address: str | None = None
+        self._last_link_read_only = False
+        self._database: Any = None
+        if not isinstance(cache, Cache):
+            path = cache_path(storage, client, var) if cache is None else os.fspath(cache)
+            cache = open_cache(path, cache_size, storage, strict=path is not None and client is None)
+        self._set_up(cache, addresses)
+        _storages.add(self)
+        if wait if wait_for_server_on_startup is None else wait_for_server_on_startup:
+            try:
+                self._supervisor.wait()
+            except BaseException:
+                self.close()
+                raise
+        else:
+            self._supervisor.start()
+
+    def _set_up(self, cache: Cache, addresses: Sequence[Any]) -> None:
+        """Everything that a forked child needs anew."""
+        self._cache = cache
+        self._upkeep = Upkeep(cache, self._start_over)
+        self._upkeep.database = self._database
+        self._supervisor = Supervisor(
+            addresses, self._storage, self._upkeep, connected=self._connected,
+            **self._options)  # type: ignore[arg-type]
+        # Held from tpc_begin to the end of the transaction; guards _commit.
+        self._commit_lock = threading.Lock()
+        self._commit: _Commit | None = None
+        self._transaction_ids = count(1)
+        self._dropped_iterators = Dropped()
+
+    def _connected(self, link: Link) -> None:
+        """A connection is verified, and about to be used (called by the supervisor's thread)."""
+        self._info = link.info
+        self._server_address = display(link.address)
+        self._last_link_read_only = link.read_only
+        offered = {tuple(each) for each in link.info.get('interfaces', ())}
+        kept = [each for each in zope.interface.directlyProvidedBy(self)
+                if each not in OPTIONAL.values()]
+        zope.interface.directlyProvides(
+            self, *kept, *(each for name, each in OPTIONAL.items() if name in offered))
+
+    def _after_fork(self) -> None:
+        """In a child: leave the connection and the cache file to the parent, and begin anew."""
+        last_tid = self._cache.last_tid
+        addresses = self._supervisor.addresses
+        self._supervisor.abandon()
+        self._cache.abandon()
+        if self._supervisor.state is State.CLOSED:
+            return
+        self._set_up(open_cache(None, self._cache_size, self._storage), addresses)
+        # ZODB's own caches are as of this tid, so the first connection has to catch up from there.
+        self._cache.set_last_tid(last_tid)
+
+    def close(self) -> None:
+        """End the connection; what was cached persistently stays in its file.  May be called again."""
+        self._supervisor.close()
+        self._cache.close()
+
+    def _call(self, method: str, *args: Any) -> Any:
+        return self._supervisor.wait().channel.call(method, args)
+
+    # ---- about the storage
+
+    def getName(self) -> str:
+        return f"{self.__name__} ({'connected' if self.is_connected() else 'disconnected'})"
+
+    def is_connected(self) -> bool:
+        """Whether there is a connection to a server now."""
+        link = self._supervisor.link
+        return link is not None and link.channel.ended is None
+
+    def isReadOnly(self) -> bool:
+        return self._read_only or self._last_link_read_only
+
+    is_read_only = isReadOnly
+
+    def sortKey(self) -> str:
+        if self._server_address is None:
+            raise ClientDisconnected('never connected to a server')
+        return f'{self._storage}:{self._server_address}'
+
+    def getSize(self) -> int:
+        size: int = self._info.get('size', 0)
+        return size
+
+    def __len__(self) -> int:
+        length: int = self._info.get('length', 0)
+        return length
+
+    def __bool__(self) -> bool:
+        return True  # an empty storage is a storage
+
+    def supportsUndo(self) -> bool:
+        return bool(self._info.get('supportsUndo'))
+
+    def registerDB(self, db: Any) -> None:
+        super().registerDB(db)
+        self._database = self._upkeep.database = db
+
+    def new_addr(self, addr: Any) -> None:
+        """Look for servers there from now on; the present connection stays as long as it lasts."""
+        self._supervisor.new_addresses(parse_addresses(addr))
+
+    def ping(self) -> None:
+        """A round trip: afterwards this client knows of everything committed before."""
+        self._call('ping')
+
+    def sync(self, force: bool = True) -> None:
+        if self._server_sync and force:
+            self._call('ping')
+
+    def server_status(self) -> dict[str, Any]:
+        """The server's figures."""
+        status: dict[str, Any] = self._call('server_status')
+        return status
+
+    def lastTransaction(self) -> bytes:
+        return self._cache.last_tid
+
+    # ---- loading
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
+        found = self._cache.loadBefore(oid, tid)
+        if found is not None:
+            return found
+        _check_ids(oid, tid)
+        link = self._supervisor.link
+        if link is not None:
+            try:
+                return link.channel.load(oid, tid)
+            except ClientDisconnected:
+                pass  # the past does not change: the next connection will tell
+        return self._supervisor.wait().channel.load(oid, tid)
+
+    def load(self, oid: bytes, version: str = '') -> tuple[bytes, bytes]:
+        found = self.loadBefore(oid, maxtid)
+        if found is None:
+            raise POSKeyError(oid)
+        return found[:2]
+
+    def prefetch(self, oids: Iterable[bytes], tid: bytes) -> None:
+        """Have these loaded in the background; nothing happens while there is no connection."""
+        loaded = self._cache.loadBefore
+        keys = [(oid, tid) for oid in oids if loaded(oid, tid) is None]
+        link = self._supervisor.link
+        if keys and link is not None:
+            for oid, _ in keys:
+                _check_ids(oid, tid)
+            try:
+                link.channel.prefetch(keys)
+            except ClientDisconnected:
+                pass
+
+    def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
+        _check_ids(oid, serial)
+        if serial < maxtid:
+            found = self._cache.loadBefore(oid, p64(u64(serial) + 1))
+            if found is not None and found[1] == serial:
+                return found[0]
+        data: bytes = self._call('loadSerial', oid, serial)
+        return data
+
+    def getTid(self, oid: bytes) -> bytes:
+        tid: bytes = self._call('getTid', oid)
+        return tid
+
+    def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self._call('history', oid, size)
+        return entries
+
+    def record_iternext(self, next: bytes | None = None) -> tuple[bytes, bytes, bytes, bytes | None]:
+        oid, tid, data, following = self._call('record_iternext', next)
+        return oid, tid, data, following
+
+    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Transactions:
+        channel = self._supervisor.wait().channel
+        self._dropped_iterators.report(channel)
+        return Transactions(channel, start, stop, self._dropped_iterators)
+
+    # ---- committing
+
+    def new_oid(self) -> bytes:
+        if self.isReadOnly():
+            raise ReadOnlyError()
+        while True:
+            # Unused oids go with their connection: a server that was restarted may give them again.
+            link = self._supervisor.wait()
+            try:
+                return link.oids.pop()
+            except IndexError:
+                link.oids.extend(reversed(link.channel.call('new_oids')))
+
+    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = ' ') -> None:
+        if self.isReadOnly():
+            raise ReadOnlyError()
+        commit = self._commit
+        if commit is not None and commit.transaction is transaction:
+            raise StorageTransactionError('this transaction has begun already')
+        if tid is not None:
+            _check_ids(tid)
+        self._commit_lock.acquire()
+        try:
+            link = self._supervisor.wait()
+            if link.read_only:
+                raise ReadOnlyError()
+            commit = _Commit(transaction, link.channel, next(self._transaction_ids),
+                             Updates(self._cache_size))
+            link.channel.post('tpc_begin', (
+                commit.id, transaction.user, transaction.description, transaction.extension, tid,
+                status))
+        except BaseException:
+            self._commit_lock.release()
+            raise
+        self._commit = commit
+
+    def _committing(self, transaction: Any, oid: bytes = z64, serial: bytes = z64) -> _Commit:
+        """The transaction in progress, which must be this one."""
+        commit = self._commit
+        if commit is None or commit.transaction is not transaction:
+            if self.isReadOnly():
+                raise ReadOnlyError()
+            raise StorageTransactionError('this transaction has not begun, or is over')
+        if commit.channel.ended is not None:
+            raise ClientDisconnected('the connection was lost during this transaction')
+        _check_ids(oid, serial)
+        return commit
+
+    def store(self, oid: bytes, serial: bytes | None, data: bytes, version: str,
+              transaction: Any) -> None:
+        assert not version
+        serial = serial or z64
+        commit = self._committing(transaction, oid, serial)
+        commit.channel.post_frame(store_notice(oid, serial, data, commit.id))
+        commit.updates.store(oid, data)
+
+    def restore(self, oid: bytes, serial: bytes, data: bytes | None, version: str,
+                prev_txn: bytes | None, transaction: Any) -> None:
+        assert not version
+        commit = self._committing(transaction, oid, serial)
+        commit.channel.post('restorea', (oid, serial, data, prev_txn, commit.id))
+        commit.updates.change(oid)
+
+    def deleteObject(self, oid: bytes, serial: bytes, transaction: Any) -> None:
+        commit = self._committing(transaction, oid, serial)
+        commit.channel.post('deleteObject', (oid, serial, commit.id))
+        commit.updates.change(oid)
+
+    def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, transaction: Any) -> None:
+        commit = self._committing(transaction, oid, serial)
+        commit.channel.post('checkCurrentSerialInTransaction', (oid, serial, commit.id))
+
+    def undo(self, transaction_id: bytes, transaction: Any) -> None:
+        """Undo; which objects that changes is in the result of `tpc_vote`."""
+        commit = self._committing(transaction)
+        commit.channel.post('undoa', (transaction_id, commit.id))
+
+    def tpc_vote(self, transaction: Any) -> list[bytes] | None:
+        commit = self._committing(transaction)
+        for _ in range(VOTE_ROUNDS):
+            try:
+                answer = commit.channel.call('vote', (commit.id,)) or ()
+            except ConflictError as error:
+                if error.oid is not None:
+                    # Should not be needed.  If what is cached is outdated after all, a new attempt
+                    # is not to fail for the same reason.
+                    self._cache.drop([error.oid])
+                raise
+            conflicts = [each for each in answer if isinstance(each, dict)]
+            for oid in answer:
+                if not isinstance(oid, dict):
+                    commit.updates.change(oid)
+                    commit.resolved.add(oid)
+            if not conflicts:
+                return list(commit.resolved) or None
+            for conflict in conflicts:
+                oid = conflict['oid']
+                committed, read = conflict['serials']
+                data = self.tryToResolveConflict(oid, committed, read, conflict['data'])
+                self.store(oid, committed, data, '', transaction)
+                commit.resolved.add(oid)
+        raise ConflictError(f'other transactions changed the same objects {VOTE_ROUNDS} times '
+                            'while their conflicts were resolved')
+
+    def tpc_finish(self, transaction: Any,
+                   callback: Callable[[bytes], object] | None = None) -> bytes:
+        commit = self._committing(transaction)
+
+        def finished(_: object, tid: Any) -> None:
+            self._upkeep.finished(tid, commit.updates, callback)
+
+        try:
+            tid: bytes = commit.channel.call('tpc_finish', (commit.id,), finished)
+            return tid
+        except (ClientDisconnected, ProtocolError) as error:
+            raise OutcomeUnknown(f'this transaction may be committed or not ({error})') from error
+        except Exception:
+            raise  # nothing happened, says the server; or our callback failed
+        except BaseException:
+            commit.channel.end('the end of a commit was not awaited')
+            raise
+        finally:
+            self._end(commit)
+
+    def tpc_abort(self, transaction: Any) -> None:
+        commit = self._commit
+        if commit is None or commit.transaction is not transaction:
+            return
+        try:
+            if commit.channel.ended is None:
+                commit.channel.call('tpc_abort', (commit.id,))
+        except (ClientDisconnected, ProtocolError):
+            pass  # then the server aborts by itself
+        finally:
+            self._end(commit)
+
+    def _end(self, commit: _Commit) -> None:
+        commit.updates.close()
+        try:
+            if commit.channel.ended is None:
+                self._dropped_iterators.report(commit.channel)
+        except ClientDisconnected:
+            pass
+        finally:
+            self._commit = None
+            self._commit_lock.release()
+
+    def tpc_transaction(self) -> Any:
+        """The transaction in progress, or None."""
+        commit = self._commit
+        return None if commit is None else commit.transaction
+
+    # ---- undo information, packing, copying
+
+    def undoInfo(self, first: int = 0, last: int = -20,
+                 specification: Any = None) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self._call('undoInfo', first, last, specification)
+        return entries
+
+    def undoLog(self, first: int = 0, last: int = -20,
+                filter: Callable[[dict[str, Any]], object] | None = None) -> list[dict[str, Any]]:
+        if filter is None:
+            entries: list[dict[str, Any]] = self._call('undoLog', first, last)
+            return entries
+        # A function cannot be sent: get everything in steps, and count what it lets through.
+        stop = first - last if last < 0 else last
+        found: list[dict[str, Any]] = []
+        at, step = 0, 100
+        while len(found) < stop:
+            some = self._call('undoLog', at, at + step)
+            if not some:
+                break
+            found += [each for each in some if filter(each)]
+            at += step
+        return found[first:stop]
+
+    def pack(self, t: float | None = None, referencesf: Any = None, wait: bool = True,
+             days: float = 0) -> None:
+        """Forget what is older than ``t`` (seconds since the epoch) less ``days``.
+
+        The server finds references itself.  If not to ``wait``, packing goes on there.
+        """
+        if t is None:
+            t = time.time()
+        self._call('pack', t - days * 86400, bool(wait))
+
+    def copyTransactionsFrom(self, other: Any, verbose: int = 0) -> None:
+        """Copy all transactions of another storage, with their tids."""
+        copy_transactions(other, self, verbose)
+
+
+def _check_ids(*ids: bytes) -> None:
+    for each in ids:
+        if not isinstance(each, bytes) or len(each) != 8:
+            raise ValueError(f'{each!r} is not an object or transaction id of eight bytes')
+
+
+_storages: 'weakref.WeakSet[ClientStorage]' = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for storage in list(_storages):
+        storage._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

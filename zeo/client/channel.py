@@ -1,0 +1,555 @@
+"""One connection to a server: calls, their replies, and what every message changes, in wire order.
+
+**The reading turn** (*leader/followers*).  A thread that waits for a reply reads the socket itself.
+The lock ``turn`` is the right to read and dispatch; who holds it is the leader, the others sleep.
+
+*While somebody waits, somebody reads.*  A waiter takes the turn if it is free.  If not, it writes
+itself into ``parked``, looks once more (is my reply there? is the turn free now?), and only then
+sleeps.  A leader that leaves gives the turn to somebody parked; if there is nobody it frees it, looks
+once more, and takes it back if somebody parked meanwhile.  Each side publishes first and looks second,
+so one of the two sees the other, whatever the interleaving.  An entry in ``parked`` is the right to
+wake that sleeper: whoever removes it (only one thread can) wakes it, once.  So a sleeper that leaves by
+an exception either removes its own entry, or waits for the one who did and passes on the turn if it was
+given it.  A reader that leaves by an exception ends the connection, which answers everybody.
+
+*No two full socket buffers.*  The turn is never held while sending.  A sender that cannot go on says
+so (``stuck``) and rings the watcher, which takes a free turn and reads until the sender is through;
+thus the server can get rid of its replies and comes to read again.
+
+*What was received belongs to the channel.*  A leader dispatches all whole messages that its last
+``recv`` brought before it leaves, and whoever reads looks into the inbox before the socket.
+
+*Effects happen where the message is read*, before the next is read: a reply's ``effect`` runs in the
+reading thread, also for a caller that has left.  An effect must not call the server; such a call
+raises at once, as does one from a signal handler or destructor that interrupts a call.
+
+One *watcher* thread per channel reads when nobody calls, and closes the descriptor in the end: it takes
+the turn for good after everybody has been told, so that nobody reads from a closed descriptor.
+"""
+
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import count
+from threading import Lock
+from threading import get_ident
+from time import monotonic
+from typing import Any
+
+from zeo.errors import ClientDisconnected
+from zeo.errors import ClientStorageError
+from zeo.errors import ProtocolError
+from zeo.wire import faults
+from zeo.wire.framing import Frame
+from zeo.wire.framing import Inbox
+from zeo.wire.messages import HEARTBEAT
+from zeo.wire.messages import REPLY
+from zeo.wire.messages import decode_from_server
+from zeo.wire.messages import load_request
+from zeo.wire.messages import notice as encode_notice
+from zeo.wire.messages import request as encode_request
+
+logger = logging.getLogger(__name__)
+
+#: One-way messages are put together until there are so many bytes of them.
+POSTED_UP_TO = 256 * 1024
+
+#: Seconds between two signs of life on an otherwise quiet connection.
+HEARTBEAT_INTERVAL = 60.0
+
+#: The watcher looks whether it is needed this often, in seconds, and less often while it is not.
+SHORTEST_TICK, LONGEST_TICK = 0.005, 0.040
+
+#: How long the end of a connection may wait for its last reader; that one has been told to stop.
+LAST_READER = 10.0
+
+Effect = Callable[[Any, Any], None]  # of the request's key, and the result
+Notice = Callable[..., object]
+Key = tuple[bytes, bytes]
+
+
+class Request:
+    """A question to the server, and its answer as soon as `done`; may be shared by several waiters."""
+
+    __slots__ = ('effect', 'key', 'done', 'result', 'error', 'sleepers')
+
+    def __init__(self, effect: Effect | None, key: Key | None = None) -> None:
+        self.effect = effect  # run by the thread that reads the reply, before anybody is woken
+        self.key = key  # (oid, tid) of a load, by which equal loads find it
+        self.done = False  # set last; then the next two do not change any more
+        self.result: Any = None
+        # how to make an exception; each waiter raises one of its own
+        self.error: tuple[Callable[..., BaseException], tuple[Any, ...]] | None = None
+        self.sleepers: list[Sleeper] = []  # who waits without reading
+
+
+class Sleeper:
+    """A waiter that does not read, for as long as it sleeps."""
+
+    __slots__ = ('bed', 'given', 'woken', 'left')
+
+    def __init__(self) -> None:
+        self.bed = Lock()  # released to wake us
+        self.bed.acquire()
+        self.given = False  # woken because we have the turn now
+        self.woken = False
+        self.left = False  # gave up waiting, and left nothing undone
+
+    def wake(self) -> None:
+        """Only by whoever removed our entry from `Channel._parked`."""
+        self.woken = True
+        self.bed.release()
+
+    def await_waker(self) -> None:
+        """After our entry was removed by somebody: wait for its waking, which is a step away."""
+        while not self.woken:
+            self.bed.acquire(timeout=0.1)
+
+
+class Channel:
+    """Calls to the server at the other end of ``sock``, which has been greeted.
+
+    ``notices`` says what to do with one-way messages from the server, by name; others are ignored.
+    It may be replaced while a message is being dispatched.
+
+    All methods may be called from any thread, except that `watch` is run by one.
+    """
+
+    __slots__ = (
+        'address', 'notices', 'ended', '_sock', '_recv_into', '_inbox', '_turn', '_sending', '_parked',
+        '_requests', '_loads', '_inside', '_ids', '_calls', '_stuck', '_bell', '_posted',
+        '_posted_size', '_loaded', '_failure', '__weakref__')
+
+    def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
+                 loaded: Effect | None = None, address: object = '') -> None:
+        self.address = address
+        self.notices = notices
+        #: None, or why the connection is at its end; set before anybody is told
+        self.ended: str | None = None
+        self._failure: type[Exception] = ClientDisconnected  # what callers get then
+        self._sock = sock
+        self._recv_into = sock.recv_into
+        self._inbox = inbox  # belongs to the leader
+        self._turn = Lock()  # the right to read and dispatch; held over a recv
+        self._sending = Lock()  # the right to send whole frames; never by who holds the turn
+        self._parked: dict[Sleeper, bool] = {}  # an entry is the right to wake
+        self._requests: dict[int, Request] = {}  # an entry is the right to answer
+        self._loads: dict[Key, Request] = {}  # those of them that load, by oid and tid
+        self._inside: dict[int, bool] = {}  # threads that are in a call, or watch
+        self._ids = count(1)
+        self._calls = 0  # grows with each call; only whether it moved matters
+        self._stuck = False  # a sender waits for the server to read
+        self._bell = Lock()  # released to make the watcher look at once
+        self._bell.acquire()
+        self._posted: list[bytes] = []  # one-way messages not sent yet; guarded by _sending
+        self._posted_size = 0
+        self._loaded = loaded
+
+    # ---- what callers use
+
+    def call(self, name: str, args: Sequence[Any] = (), effect: Effect | None = None) -> Any:
+        """Ask and wait for the answer.
+
+        Raises what the server answers with; `ClientDisconnected` if the connection ends first;
+        `ClientStorageError` inside an effect.
+        """
+        message_id = next(self._ids)
+        return self._perform(Request(effect), message_id, encode_request(message_id, name, args))
+
+    def load(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
+        """``loadBefore``; equal ones in flight are one.  The result has been given to ``loaded``."""
+        key = oid, tid
+        request = self._loads.get(key)
+        if request is None:
+            message_id = next(self._ids)
+            request = Request(self._loaded, key)
+            result: tuple[bytes, bytes, bytes | None] | None = self._perform(
+                request, message_id, load_request(message_id, oid, tid))
+        else:
+            result = self._perform(request, 0, None)
+        return result
+
+    def prefetch(self, keys: Sequence[Key]) -> None:
+        """Ask for many revisions in few writes and do not wait; the answers are given to ``loaded``."""
+        messages = []
+        for key in keys:
+            message_id = next(self._ids)
+            messages.append((message_id, key, load_request(message_id, *key)))
+        me = self._enter()
+        try:
+            for message_id, key, frame in messages:
+                request = Request(self._loaded, key)
+                if self._register(request, message_id) is request:
+                    with self._sending:
+                        self._post(frame)
+            self._calls += 1
+            with self._sending:
+                self._transmit(())
+        except BaseException as error:
+            self.end(error)  # what was registered may not have been sent
+            raise
+        finally:
+            del self._inside[me]
+        if self.ended is not None:
+            raise self._error()
+
+    def post(self, name: str, args: Sequence[Any] = ()) -> None:
+        """Send a one-way message, together with others or before the next request."""
+        self.post_frame(encode_notice(name, args))
+
+    def post_frame(self, frame: Frame) -> None:
+        """The same with a one-way message that is a frame already."""
+        me = self._enter()
+        try:
+            with self._sending:
+                if self.ended is not None:
+                    raise self._error()
+                self._post(frame)
+        finally:
+            del self._inside[me]
+
+    def flush(self) -> None:
+        """Send what was posted."""
+        me = self._enter()
+        try:
+            with self._sending:
+                self._transmit(())
+        finally:
+            del self._inside[me]
+
+    def is_inside(self) -> bool:
+        """Whether this very thread is in a call (of which this is an effect or an interruption)."""
+        return get_ident() in self._inside
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Limit each wait for the socket; only before the channel is shared between threads.
+
+        None is for the time after: then waits are unlimited, except that readers look up often enough
+        for `HEARTBEAT_INTERVAL`.
+        """
+        self._sock.settimeout(seconds)
+        if seconds is None:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
+                                  struct.pack('ll', int(HEARTBEAT_INTERVAL), 0))
+
+    # ---- one call
+
+    def _enter(self) -> int:
+        me = get_ident()
+        if me in self._inside:
+            raise ClientStorageError(
+                'a call to the server from within one (by a callback of the storage, a signal handler, '
+                'or a destructor) would wait for itself')
+        self._inside[me] = True
+        return me
+
+    def _perform(self, request: Request, message_id: int, frame: Frame | None) -> Any:
+        """Send the frame (unless somebody else has sent an equal one) and wait for the answer."""
+        me = get_ident()
+        if me in self._inside:
+            self._enter()
+        self._inside[me] = True
+        sleeper = None
+        try:
+            self._calls += 1
+            if frame is not None:
+                standing = self._register(request, message_id)
+                if standing is request:
+                    with self._sending:
+                        self._transmit(frame)
+                request = standing
+            if self._turn.acquire(False):
+                self._lead(request)
+            else:
+                sleeper = Sleeper()
+                self._sleep(request, sleeper)
+        except BaseException as error:
+            if sleeper is None or not sleeper.left:
+                self.end(error)
+            raise
+        finally:
+            del self._inside[me]
+        if request.error is not None:
+            make, args = request.error
+            raise make(*args)
+        return request.result
+
+    def _register(self, request: Request, message_id: int) -> Request:
+        """Enter a request that is about to be sent; returns it, or the equal one that stands."""
+        self._requests[message_id] = request
+        if request.key is not None:
+            standing = self._loads.setdefault(request.key, request)
+            if standing is not request:
+                self._requests.pop(message_id, None)
+                return standing
+        if self.ended is not None:  # looked at when the request can be found by who ended it
+            self._answer_all()
+        return request
+
+    def _sleep(self, request: Request, sleeper: Sleeper) -> None:
+        """Wait until somebody else has read the answer, or gives us the turn to read it."""
+        parked = self._parked
+        request.sleepers.append(sleeper)
+        parked[sleeper] = True
+        if request.done:  # perhaps answered before we were there to be woken
+            if parked.pop(sleeper, None):
+                return
+        elif self._turn.acquire(False):
+            parked.pop(sleeper, None)
+            self._lead(request)
+            return
+        try:
+            sleeper.bed.acquire()
+        except BaseException:
+            if not parked.pop(sleeper, None):
+                sleeper.await_waker()
+                if sleeper.given:
+                    self._leave()
+            sleeper.left = True
+            raise
+        if sleeper.given:
+            self._lead(request)
+
+    # ---- reading; all of it with the turn held
+
+    def _lead(self, request: Request) -> None:
+        """Read and dispatch until the request is answered; then pass on the turn."""
+        inbox = self._inbox
+        try:
+            while not request.done:
+                payload = inbox.next()
+                if payload is not None:
+                    self._dispatch(payload)
+                else:
+                    self._receive(inbox)
+            while self.ended is None and (payload := inbox.next()) is not None:
+                self._dispatch(payload)
+        except Exception as error:
+            self.end(error)
+        except BaseException as error:
+            self.end(error)
+            raise
+        finally:
+            self._leave()
+
+    def _receive(self, inbox: Inbox) -> None:
+        try:
+            size = self._recv_into(inbox.buffer())
+        except BlockingIOError:
+            return  # SO_RCVTIMEO: nothing came for a while
+        if not size:
+            raise ConnectionError('the server closed the connection')
+        inbox.advance(size)
+
+    def _dispatch(self, payload: bytes | bytearray) -> None:
+        """Read one message and do all it changes."""
+        message_id, flag, name, args = decode_from_server(payload)
+        if name == REPLY:
+            request = self._requests.pop(message_id, None)
+            if request is None:
+                return
+            if request.key is not None:
+                # Before its effects, and before the next message: a load that begins after an
+                # invalidation must not join an answer from before it.
+                self._loads.pop(request.key, None)
+            try:
+                if flag:
+                    if not isinstance(args, (tuple, list)) or len(args) != 2:
+                        raise ProtocolError('an error reply without name and value')
+                    request.error = faults.recreate, tuple(args)
+                else:
+                    request.result = args
+                    if request.effect is not None:
+                        request.effect(request.key, args)
+            except Exception as error:
+                request.error = _same, (error,)
+                raise
+            except BaseException:  # meant for this thread, not for the one that waits
+                request.error = ClientDisconnected, ('interrupted while the reply was dealt with',)
+                raise
+            finally:
+                self._answer(request)
+        else:
+            notice = self.notices.get(name)
+            if notice is not None:
+                notice(*args)
+
+    def _answer(self, request: Request) -> None:
+        request.done = True
+        for sleeper in request.sleepers:
+            if self._parked.pop(sleeper, None):
+                sleeper.wake()
+
+    def _leave(self) -> None:
+        """Give the turn to somebody parked; if there is nobody, free it."""
+        parked = self._parked
+        while True:
+            if parked:
+                try:
+                    sleeper, _ = parked.popitem()
+                except KeyError:
+                    continue
+                sleeper.given = True
+                sleeper.wake()
+                return
+            self._turn.release()
+            if not parked or not self._turn.acquire(False):
+                return
+
+    # ---- sending; all of it with `_sending` held
+
+    def _post(self, frame: Frame) -> None:
+        self._posted += frame
+        for part in frame:
+            self._posted_size += len(part)
+        if self._posted_size >= POSTED_UP_TO:
+            self._transmit(())
+
+    def _transmit(self, frame: Frame) -> None:
+        """Send what was posted, then the frame.  A failed send is left for the reader to find."""
+        if self._posted:
+            self._posted += frame
+            parts = self._posted
+            if self._posted_size <= 2 * POSTED_UP_TO:
+                parts = [b''.join(parts)]
+            self._posted = []
+            self._posted_size = 0
+        else:
+            parts = frame  # type: ignore[assignment]
+        try:
+            for part in parts:
+                sent = 0
+                try:
+                    sent = self._sock.send(part, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    pass
+                if sent < len(part):
+                    self._stuck = True
+                    self._ring()
+                    self._sock.sendall(memoryview(part)[sent:])
+        except OSError as error:
+            self.end(error)
+        except BaseException as error:  # perhaps in the middle of a frame
+            self.end(error)
+            raise
+        finally:
+            self._stuck = False
+
+    def _beat(self) -> None:
+        """A sign of life, unless somebody is just sending; never waits."""
+        if self._sending.acquire(False):
+            try:
+                if not self._posted:
+                    beat, = HEARTBEAT
+                    sent = self._sock.send(beat, socket.MSG_DONTWAIT)
+                    if sent < len(beat):
+                        self._posted.append(beat[sent:])
+            except BlockingIOError:
+                pass  # there is more than enough to read for the server
+            except OSError as error:
+                self.end(error)
+            finally:
+                self._sending.release()
+
+    # ---- the watcher
+
+    def watch(self) -> None:
+        """Read when nobody calls, until the connection has ended; then close the descriptor.
+
+        To be called once for each channel, by the thread that is its watcher from then on.
+        """
+        me = self._enter()
+        try:
+            tick = SHORTEST_TICK
+            beat = monotonic() + HEARTBEAT_INTERVAL
+            calls = self._calls
+            while self.ended is None:
+                if (self._stuck or self._calls == calls) and self._turn.acquire(False):
+                    self._read_for_nobody(beat)
+                    tick = SHORTEST_TICK
+                else:
+                    tick = min(2 * tick, LONGEST_TICK)
+                calls = self._calls
+                now = monotonic()
+                if now >= beat:
+                    self._beat()
+                    beat = now + HEARTBEAT_INTERVAL
+                if self.ended is None and self._bell.acquire(timeout=tick):
+                    tick = SHORTEST_TICK
+        finally:
+            self._close()
+            del self._inside[me]
+
+    def _read_for_nobody(self, until: float) -> None:
+        """Read and dispatch until a call is made (its thread can read itself) or ``until``."""
+        inbox = self._inbox
+        calls = self._calls
+        try:
+            while self.ended is None:
+                payload = inbox.next()
+                if payload is not None:
+                    self._dispatch(payload)
+                elif (self._calls != calls and not self._stuck) or monotonic() >= until:
+                    break
+                else:
+                    self._receive(inbox)
+        except Exception as error:
+            self.end(error)
+        finally:
+            self._leave()
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # it is ringing
+
+    # ---- the end
+
+    def end(self, reason: BaseException | str) -> None:
+        """End the connection and answer everybody; by any thread, also a signal handler; never waits."""
+        if self.ended is None:
+            if isinstance(reason, ProtocolError):
+                self._failure = ProtocolError  # trying again would end the same way
+            elif not isinstance(reason, (str, OSError, ClientStorageError, KeyboardInterrupt)):
+                logger.error('The connection to %s is given up because of an error here',
+                             self.address, exc_info=reason)
+            self.ended = str(reason) or type(reason).__name__
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._answer_all()
+        self._ring()
+
+    def abandon(self) -> None:
+        """In a forked child: close this copy of the descriptor and leave the stream to the parent."""
+        self.ended = 'it belongs to the parent process'
+        self._sock.close()
+
+    def _answer_all(self) -> None:
+        self._loads.clear()
+        while self._requests:
+            try:
+                _, request = self._requests.popitem()
+            except KeyError:
+                break
+            request.error = self._error, ()
+            self._answer(request)
+        self._loads.clear()
+
+    def _error(self) -> Exception:
+        return self._failure(f'connection to {self.address} lost: {self.ended}')
+
+    def _close(self) -> None:
+        self.end('closed')  # whoever began to end it need not have got further than the first line
+        if not self._turn.acquire(timeout=LAST_READER):  # and keeps it
+            logger.error('The connection to %s is closed under its reader', self.address)
+        with self._sending:
+            self._sock.close()
+
+
+def _same(error: BaseException) -> BaseException:
+    return error

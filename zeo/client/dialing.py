@@ -1,0 +1,263 @@
+"""From addresses to connected sockets on which the server has said which protocol it speaks.
+
+Several addresses are tried in their order, each a little after the one before, so that neither a dead
+host nor one that swallows packets holds up the others for long (*Happy Eyeballs*, RFC 8305).
+"""
+
+import os
+import selectors
+import socket
+import struct
+from collections.abc import Generator
+from collections.abc import Iterator
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+from typing import NamedTuple
+
+from zeo.errors import ClientDisconnected
+from zeo.errors import ProtocolError
+from zeo.wire.framing import Inbox
+from zeo.wire.framing import frame
+from zeo.wire.messages import answer_to_greeting
+
+__all__ = ['Address', 'Line', 'dial', 'display', 'parse_addresses']
+
+#: ``(host, port)``, or the path of a Unix domain socket.
+Address = tuple[str, int] | str
+
+#: Seconds after which the next address is tried, too.
+STAGGER = 0.25
+
+#: Seconds for one server to be connected and to greet.
+PATIENCE = 10.0
+
+#: No greeting is longer.
+GREETING_LIMIT = 64
+
+#: No message is refused for its length once the server has been greeted: records have no limit.
+MESSAGE_LIMIT = 2**32 - 1
+
+#: A peer that has gone without a word is found out after `DEAD_AFTER` seconds: of silence on an idle
+#: connection (three probes unanswered), or with something sent and not acknowledged.
+DEAD_AFTER = 40
+KEEPALIVE = {'TCP_KEEPIDLE': 19, 'TCP_KEEPINTVL': 7, 'TCP_KEEPCNT': 3,
+             'TCP_USER_TIMEOUT': DEAD_AFTER * 1000}
+
+
+def parse_addresses(addr: Any) -> list[Address]:
+    """One address or a sequence of them, in the forms that `ClientStorage` takes.
+
+    Raises `ValueError`.
+    """
+    if _is_one(addr):
+        return [_parse(addr)]
+    if isinstance(addr, Sequence) and not isinstance(addr, (bytes, bytearray)) and addr:
+        return [_parse(each) for each in addr]
+    raise _bad(addr)
+
+
+def _is_one(addr: Any) -> bool:
+    return isinstance(addr, (int, str)) or (
+        isinstance(addr, (tuple, list)) and len(addr) == 2 and isinstance(addr[1], int)
+        and (addr[0] is None or isinstance(addr[0], str)))
+
+
+def _parse(addr: Any) -> Address:
+    if not _is_one(addr):
+        raise _bad(addr)
+    if isinstance(addr, str):
+        if not addr or '\0' in addr:
+            raise _bad(addr)
+        return addr
+    host, port = ('', addr) if isinstance(addr, int) else addr
+    if isinstance(port, bool) or not 0 < port < 65536:
+        raise _bad(addr)
+    return host or 'localhost', port
+
+
+def _bad(addr: Any) -> ValueError:
+    return ValueError(
+        f'{addr!r} is not the address of a server: give (host, port), a port (1 to 65535) of this '
+        'host, the path of a Unix domain socket, or a sequence of these')
+
+
+def display(address: Address) -> str:
+    """As people write it."""
+    if isinstance(address, str):
+        return address
+    host, port = address
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
+
+class Line(NamedTuple):
+    """A connection that is ready for `register`."""
+
+    address: Address
+    sock: socket.socket
+    inbox: Inbox
+
+
+class _Attempt:
+    """One socket on its way: connecting, then waiting for the greeting."""
+
+    def __init__(self, address: Address, family: int, where: Any) -> None:
+        self.address = address
+        self.where = where
+        self.until = monotonic() + PATIENCE
+        self.connected = False
+        self.inbox = Inbox(GREETING_LIMIT)
+        self.sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if family == socket.AF_UNIX:
+                self._connect_unix()
+            else:
+                self._tune()
+                self.sock.setblocking(False)
+                try:
+                    self.sock.connect(where)
+                except BlockingIOError:
+                    pass
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def _connect_unix(self) -> None:
+        # Connecting to a Unix socket does not go on in the background: if too many clients wait to be
+        # accepted, it either fails or blocks.
+        option = socket.SOL_SOCKET, socket.SO_SNDTIMEO
+        self.sock.setsockopt(*option, struct.pack('ll', 1, 0))
+        try:
+            self.sock.connect(self.where)
+        except BlockingIOError:
+            raise TimeoutError('the server does not accept connections') from None
+        self.sock.setsockopt(*option, struct.pack('ll', 0, 0))
+        self.sock.setblocking(False)
+
+    def _tune(self) -> None:
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):
+                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    @property
+    def awaited(self) -> int:
+        return selectors.EVENT_READ if self.connected else selectors.EVENT_WRITE
+
+    def go_on(self) -> bool:
+        """Something has happened.  Returns whether the server has been greeted; raises if it failed."""
+        if not self.connected:
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, os.strerror(error))
+            self.connected = True
+            return False
+        try:
+            size = self.sock.recv_into(self.inbox.buffer())
+        except BlockingIOError:
+            return False
+        if not size:
+            raise ConnectionError('the server closed the connection without a greeting')
+        self.inbox.advance(size)
+        greeting = self.inbox.next()
+        if greeting is None:
+            return False
+        answer = answer_to_greeting(greeting)
+        if answer is None:
+            raise ConnectionError(f'the server speaks protocol {bytes(greeting)!r}, which this '
+                                  'client does not')
+        said, = frame(answer)
+        if self.sock.send(said) != len(said):
+            raise ConnectionError('the server does not read')
+        self.inbox.limit = MESSAGE_LIMIT
+        return True
+
+
+def dial(addresses: Sequence[Address], interruption: socket.socket) -> Generator[Line | None, None, None]:
+    """Connect to the addresses; yields those that answer, preferred ones first if at the same time.
+
+    None is yielded now and then while there is nothing new, for a caller that does not want to wait any
+    longer.  Whoever gets a `Line` owns its socket.  The others are closed when the iterator ends or is closed.
+    Ends early when ``interruption`` becomes readable.  Raises `ClientDisconnected`, which says what
+    went wrong with each, if none of them answers.
+    """
+    targets = _resolve(addresses)
+    failures: list[str] = []
+    answered = False
+    with selectors.DefaultSelector() as selector:
+        selector.register(interruption, selectors.EVENT_READ)
+        attempts: list[_Attempt] = []  # in the order of their beginning
+
+        def fail(attempt: _Attempt, error: Exception) -> None:
+            failures.append(f'{display(attempt.address)}: {error}')
+            selector.unregister(attempt.sock)
+            attempts.remove(attempt)
+            attempt.sock.close()
+
+        try:
+            more = True
+            next_at = monotonic()
+            while more or attempts:
+                now = monotonic()
+                if more and (now >= next_at or not attempts):
+                    target = next(targets, None)
+                    if target is None:
+                        more = False
+                        continue
+                    address, family, where = target
+                    try:
+                        if isinstance(where, Exception):
+                            raise where
+                        attempt = _Attempt(address, family, where)
+                    except (OSError, UnicodeError) as error:
+                        failures.append(f'{display(address)}: {error}')
+                        continue
+                    attempts.append(attempt)
+                    selector.register(attempt.sock, attempt.awaited, attempt)
+                    next_at = now + STAGGER
+                    continue
+                pause = max(0.0, next_at - now) if more else STAGGER
+                ready = {key.data for key, _ in selector.select(pause)}
+                if None in ready:
+                    return
+                if not ready:
+                    yield None
+                for attempt in list(attempts):
+                    try:
+                        if attempt not in ready:
+                            if monotonic() >= attempt.until:
+                                raise TimeoutError(f'no answer within {PATIENCE:g} seconds')
+                            continue
+                        greeted = attempt.go_on()
+                    except (OSError, ProtocolError) as error:
+                        fail(attempt, error)
+                        next_at = now  # try the next at once
+                        continue
+                    selector.unregister(attempt.sock)
+                    if greeted:
+                        attempts.remove(attempt)
+                        answered = True
+                        yield Line(attempt.address, attempt.sock, attempt.inbox)
+                    else:
+                        selector.register(attempt.sock, attempt.awaited, attempt)
+        finally:
+            for attempt in attempts:
+                attempt.sock.close()
+    if not answered:
+        raise ClientDisconnected('no server answers (' + '; '.join(failures) + ')')
+
+
+def _resolve(addresses: Sequence[Address]) -> Iterator[tuple[Address, int, Any]]:
+    """Each address with its family and what to give to `connect`, or the error that prevents it."""
+    for address in addresses:
+        if isinstance(address, str):
+            yield address, socket.AF_UNIX, address
+            continue
+        try:
+            found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            yield address, socket.AF_UNSPEC, error
+        else:
+            for family, _, _, _, where in found:
+                yield address, family, where

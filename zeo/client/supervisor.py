@@ -1,0 +1,474 @@
+"""Keeps a verified connection to a server: connect, register, verify, watch, and again when it is lost.
+
+One background thread goes round the table of states below.  While the connection is ready, that thread
+is the channel's watcher.  A client that prefers a writable server and had to take a read-only one has a
+second thread that looks for a better one; it hands over a connection that is registered and has nothing
+verified yet, then it ends.
+"""
+
+import logging
+import random
+import socket
+import threading
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from enum import Enum
+from time import monotonic
+from typing import Any
+
+from ZODB.POSException import ReadOnlyError
+from ZODB.utils import z64
+
+from zeo.client.channel import Channel
+from zeo.client.channel import Notice
+from zeo.client.dialing import Address
+from zeo.client.dialing import Line
+from zeo.client.dialing import dial
+from zeo.client.dialing import display
+from zeo.client.upkeep import Invalidation
+from zeo.client.upkeep import Upkeep
+from zeo.client.verification import Verdict
+from zeo.errors import ClientDisconnected
+from zeo.errors import ClientStorageError
+from zeo.errors import ProtocolError
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a server may take for each answer before the connection is ready.
+REPLY_PATIENCE = 30.0
+
+#: A connection that was ready for so many seconds was a good one: the next attempt is made at once.
+GOOD_AFTER = 5.0
+
+#: While somebody waits for a connection, seconds between attempts are no more than this.
+WAITED_FOR = 1.0
+
+#: Seconds for which a read-only server is kept in hand while a writable one may still answer.
+HOPE = 1.0
+
+#: Seconds that `Supervisor.close` waits for each thread, which has been told to end.
+JOIN = 5.0
+
+
+class State(Enum):
+    """What the background thread is about."""
+
+    RESTING = 'not started'
+    CONNECTING = 'looking for a server'
+    VERIFYING = 'making sure that what is cached is right'
+    READY = 'connected'
+    LOST = 'waiting before the next attempt'
+    CLOSED = 'closed'
+
+
+NEXT = {
+    State.RESTING: {State.CONNECTING, State.CLOSED},
+    State.CONNECTING: {State.VERIFYING, State.LOST, State.CLOSED},
+    State.VERIFYING: {State.READY, State.CONNECTING, State.LOST, State.CLOSED},
+    State.READY: {State.LOST, State.CLOSED},
+    State.LOST: {State.CONNECTING, State.CLOSED},
+    State.CLOSED: set(),
+}
+
+
+class Link:
+    """A registered connection, and what the server said about the storage."""
+
+    def __init__(self, line: Line, upkeep: Upkeep) -> None:
+        self.address = line.address
+        self.early: list[Invalidation] = []  # what arrived before the cache was verified
+        self.info: dict[str, Any] = {}
+        self.oids: list[bytes] = []  # given by the server and not used yet, the next one last
+        self.read_only = False
+        self.server_tid = z64
+        self.channel = Channel(
+            line.sock, line.inbox,
+            {'invalidateTransaction': lambda tid, oids: self.early.append((tid, oids))},
+            loaded=upkeep.loaded, address=display(line.address))
+        self.channel.set_timeout(REPLY_PATIENCE)
+
+    def discard(self, reason: str) -> None:
+        """End a connection that nobody watches."""
+        self.channel.end(reason)
+        self.channel.watch()  # which closes it
+
+
+class Supervisor:
+    """Has a `Link` whenever a server can be reached; `wait` gives it to callers.
+
+    ``connected`` is called with a link that is verified, before any caller gets it, by the background
+    thread.  It may post one-way messages and not call the server.  ``notices`` are one-way messages from
+    the server that somebody else takes care of.
+    """
+
+    def __init__(self, addresses: Sequence[Address], storage: str, upkeep: Upkeep, *,
+                 connected: Callable[[Link], None], read_only: bool = False, fallback: bool = False,
+                 label: str | None = None, wait_timeout: float = 30.0, min_poll: float = 0.1,
+                 max_poll: float = 30.0, notices: Mapping[str, Notice] | None = None) -> None:
+        self.addresses = list(addresses)
+        self.link: Link | None = None  # for callers; set while READY
+        self._storage = storage
+        self._upkeep = upkeep
+        self._connected = connected
+        self._read_only = read_only
+        self._fallback = fallback
+        self._label = label
+        self._wait_timeout = wait_timeout
+        self._min_poll = min_poll
+        self._max_poll = max(min_poll, max_poll)
+        self._notices = dict(notices or {})
+        # Guards all that follows and is notified whenever some of it changes.  Reentrant, because a
+        # signal handler may close while its thread waits for a connection.
+        self._changed = threading.Condition(threading.RLock())
+        self._state = State.RESTING
+        self._failure: Exception | None = None  # why the last attempt failed
+        self._waiters = 0
+        self._open: set[Channel] = set()  # all channels there are, to end them when closing
+        self._better: Link | None = None  # a writable server's, found by the seeker
+        self._thread: threading.Thread | None = None
+        self._seeker: threading.Thread | None = None
+        # Readable from the moment of closing: interrupts dialing.
+        self._interruption, self._interrupt = socket.socketpair()
+
+    # ---- for callers
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def start(self) -> None:
+        """Begin to look for a server; nothing if that has begun."""
+        with self._changed:
+            if self._state is State.RESTING and self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name=f'zeo client of {self._storage}', daemon=True)
+                self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> Link:
+        """A link that is ready, waiting for it up to ``timeout`` seconds (default: `wait_timeout`).
+
+        Raises `ClientDisconnected`.
+        """
+        link = self.link
+        if link is not None and link.channel.ended is None:
+            return link
+        if any(channel.is_inside() for channel in list(self._open)):
+            raise ClientStorageError('a callback of the storage may not wait for a connection')
+        self.start()
+        until = monotonic() + (self._wait_timeout if timeout is None else timeout)
+        with self._changed:
+            self._waiters += 1
+            self._changed.notify_all()
+            try:
+                while True:
+                    link = self.link
+                    if self._state is State.CLOSED:
+                        raise ClientDisconnected('the storage is closed')
+                    if link is not None and link.channel.ended is None:
+                        return link
+                    rest = until - monotonic()
+                    if rest <= 0:
+                        raise self._explanation()
+                    self._changed.wait(rest)
+            finally:
+                self._waiters -= 1
+
+    def _explanation(self) -> Exception:
+        failure = self._failure
+        if isinstance(failure, ClientStorageError) and not isinstance(failure, ClientDisconnected):
+            return failure
+        error = ClientDisconnected(
+            'not connected to a server' + ('' if failure is None else f': {_said(failure)}'))
+        error.__cause__ = failure
+        return error
+
+    def new_addresses(self, addresses: Sequence[Address]) -> None:
+        """Use these from the next attempt on."""
+        with self._changed:
+            self.addresses = list(addresses)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the connection, from any state; afterwards nothing is changed by it any more.
+
+        Returns at once, except that threads end before (in a call or callback: do not wait for them).
+        """
+        with self._changed:
+            self._move(State.CLOSED)
+            self.link = None
+            threads = [self._thread, self._seeker]
+            started = self._thread is not None
+            channels = list(self._open)
+            self._changed.notify_all()
+        try:
+            self._interrupt.send(b'.')
+        except OSError:
+            pass
+        for channel in channels:
+            channel.end('the storage was closed')
+        if any(channel.is_inside() for channel in channels):
+            return
+        for thread in threads:
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(JOIN)
+                if thread.is_alive():
+                    logger.warning('%s goes on to end in the background', thread.name)
+        if not started:
+            self._close_interruption()
+
+    def abandon(self) -> None:
+        """In a forked child, where the threads do not exist: close the copies of descriptors."""
+        for channel in self._open:
+            channel.abandon()
+        self._close_interruption()
+
+    def _close_interruption(self) -> None:
+        self._interrupt.close()
+        self._interruption.close()
+
+    # ---- the round
+
+    def _move(self, state: State) -> bool:
+        """Go to another state; False if everything is over."""
+        with self._changed:
+            if self._state is State.CLOSED:
+                return False
+            assert state in NEXT[self._state], (self._state, state)
+            self._state = state
+            self._changed.notify_all()
+            return True
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            while self._move(State.CONNECTING):
+                lasted = 0.0
+                try:
+                    link = self._connect()
+                    began = monotonic()
+                    self._attend(link)
+                    lasted = monotonic() - began
+                except ClientDisconnected as error:
+                    self._note(error)
+                except Exception as error:
+                    self._note(error)
+                failures = 0 if lasted > GOOD_AFTER or self._better is not None else failures + 1
+                if not self._move(State.LOST):
+                    break
+                if failures:
+                    self._pause(failures - 1)
+        finally:
+            seeker = self._seeker
+            if seeker is not None:
+                seeker.join()
+            if self._better is not None:
+                self._forget(self._better, 'the storage was closed')
+            self._close_interruption()
+
+    def _connect(self) -> Link:
+        """A verified link.  Raises the reason why there is none."""
+        failure: Exception | None = None
+        with self._changed:
+            better, self._better = self._better, None
+        if better is not None:
+            try:
+                return self._verified(better)
+            except Exception as error:
+                failure = error
+                self._forget(better, str(error))
+        in_hand: Link | None = None
+        until = 0.0
+        lines = dial(self.addresses, self._interruption)
+        try:
+            for line in lines:
+                if line is not None:
+                    try:
+                        link = self._registered(line, self._fallback)
+                        if link.read_only and self._fallback:
+                            if in_hand is None:
+                                in_hand, until = link, monotonic() + HOPE
+                            else:
+                                self._forget(link, 'not needed')
+                        else:
+                            return self._verified(link)
+                    except Exception as error:
+                        failure = error
+                        logger.debug('%s: %s', display(line.address), _said(error))
+                if in_hand is not None and monotonic() > until:
+                    break
+            if in_hand is not None:
+                link, in_hand = in_hand, None
+                return self._verified(link)
+        finally:
+            lines.close()
+            if in_hand is not None:
+                self._forget(in_hand, 'not needed')
+        raise failure or ClientDisconnected('interrupted')
+
+    def _registered(self, line: Line, or_read_only: bool) -> Link:
+        link = Link(line, self._upkeep)
+        channel = link.channel
+        with self._changed:
+            self._open.add(channel)
+            closed = self._state is State.CLOSED
+        try:
+            if closed:
+                raise ClientDisconnected('the storage is closed')
+            link.read_only = self._read_only
+            try:
+                tid = channel.call('register', (self._storage, self._read_only))
+            except ReadOnlyError:
+                if not or_read_only:
+                    raise
+                link.read_only = True
+                tid = channel.call('register', (self._storage, True))
+            if tid is None:
+                tid = channel.call('lastTransaction')
+            if not isinstance(tid, bytes) or len(tid) != 8:
+                raise ProtocolError(f'the server says its last transaction is {tid!r}')
+            link.server_tid = tid
+            if self._label:
+                channel.post('set_client_label', (self._label,))
+        except BaseException as error:
+            self._forget(link, str(error))
+            raise
+        return link
+
+    def _forget(self, link: Link, reason: str) -> None:
+        link.discard(reason)
+        with self._changed:
+            self._open.discard(link.channel)
+
+    def _verified(self, link: Link) -> Link:
+        """Make cache and database as new as the server, and have them kept so.
+
+        The last step of it is done at the dispatch of a reply, so nothing is lost between the
+        invalidations put aside until then and those dealt with directly afterwards.
+        """
+        channel, upkeep = link.channel, self._upkeep
+        verdict = Verdict.REFUSE
+
+        def settle(_: object, changes: Any) -> None:
+            upkeep.settle(verdict, link.server_tid, changes, link.early)
+            link.early = []
+            channel.notices = {**self._notices, 'invalidateTransaction': upkeep.invalidated,
+                               'info': link.info.update}
+
+        def judge(_: object, info: dict[str, Any]) -> None:
+            nonlocal verdict
+            link.info.update(info)
+            verdict = upkeep.judge(link.server_tid)
+            if verdict is not Verdict.CATCH_UP:
+                settle(None, None)
+
+        try:
+            if not self._move(State.VERIFYING):
+                raise ClientDisconnected('the storage is closed')
+            channel.call('get_info', (), judge)
+            if verdict is Verdict.CATCH_UP:
+                channel.call('getInvalidations', (upkeep.cache.last_tid,), settle)
+            channel.flush()
+            channel.set_timeout(None)
+            logger.info('Connected to %s, storage %s%s; cache: %s', display(link.address), self._storage,
+                        ' (read-only)' if link.read_only else '', verdict.value)
+            self._connected(link)
+        except BaseException as error:
+            self._forget(link, str(error))
+            self._move(State.CONNECTING)
+            raise
+        return link
+
+    def _attend(self, link: Link) -> None:
+        """Let callers have the link, and be its watcher until it has ended."""
+        with self._changed:
+            if not self._move(State.READY):
+                self._forget(link, 'the storage was closed')
+                return
+            self._failure = None
+            self.link = link
+            if self._fallback and link.read_only and self._seeker is None:
+                self._seeker = threading.Thread(
+                    target=self._seek, name=f'zeo client of {self._storage}: seeker', daemon=True)
+                self._seeker.start()
+        try:
+            link.channel.watch()
+        finally:
+            with self._changed:
+                self.link = None
+                self._open.discard(link.channel)
+                closed = self._state is State.CLOSED
+            if not closed:
+                logger.warning('Lost the connection to %s: %s', display(link.address),
+                               link.channel.ended)
+
+    def _note(self, failure: Exception) -> None:
+        with self._changed:
+            if self._state is State.CLOSED:
+                return
+            known = self._failure is not None and _said(self._failure) == _said(failure)
+            self._failure = failure
+        logger.log(logging.DEBUG if known else logging.WARNING,
+                   'No connection to storage %s: %s', self._storage, _said(failure))
+
+    def _is_closed(self) -> bool:
+        return self._state is State.CLOSED
+
+    def _pause(self, failures: int) -> None:
+        """Wait before the next attempt: longer each time, and not all clients at once."""
+        delay = min(self._min_poll * 2 ** min(failures, 30), self._max_poll)
+        delay *= random.uniform(0.75, 1.25)
+        began = monotonic()
+        with self._changed:
+            addresses = self.addresses
+            while not self._is_closed() and self.addresses is addresses:
+                rest = began + (min(delay, WAITED_FOR) if self._waiters else delay) - monotonic()
+                if rest <= 0:
+                    break
+                self._changed.wait(rest)
+
+    # ---- the seeker
+
+    def _seek(self) -> None:
+        """Look for a writable server while the one in use is read-only."""
+        failures = 0
+        while True:
+            self._pause(failures)
+            failures += 1
+            with self._changed:
+                if self.link is None or not self.link.read_only or self._is_closed():
+                    self._seeker = None
+                    return
+            found = self._find_writable()
+            if found is None:
+                continue
+            with self._changed:
+                used = self.link
+                if used is not None and used.read_only and not self._is_closed():
+                    self._better, found = found, None
+                    self._seeker = None
+            if found is not None:
+                self._forget(found, 'not needed')
+                continue
+            assert used is not None
+            used.channel.end('a writable server is there')
+            return
+
+    def _find_writable(self) -> Link | None:
+        lines = dial(self.addresses, self._interruption)
+        try:
+            for line in lines:
+                if line is not None:
+                    try:
+                        return self._registered(line, False)
+                    except Exception as error:
+                        logger.debug('%s: %s', display(line.address), _said(error))
+        except ClientDisconnected:
+            pass
+        finally:
+            lines.close()
+        return None
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
