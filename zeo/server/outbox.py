@@ -68,9 +68,9 @@ class Outbox:
         self._parts: deque[bytes] = deque()
         self._mutex = threading.Lock()
         # Notified, if `_waiting`, when something was announced, when there is more room, and at
-        # the end.  Only the session's own thread waits, and always with a time-out.
+        # the end.  Every wait has a time-out.
         self._changed = threading.Condition(self._mutex)
-        self._waiting = False
+        self._waiting = 0  # how many threads wait
         self._watched: bytes | None = None  # the oid of a load that was already done again
         self._touched = False  # whether that oid was announced since
 
@@ -111,21 +111,21 @@ class Outbox:
         with self._mutex:
             self.announced = tid
 
-    def reply_to_load(self, frame: Frame, mark: int, start: bytes, *, ahead: bool = False) -> Outcome:
+    def reply_to_load(self, frame: Frame, mark: int, start: bytes, *, watching: bool = False,
+                      ahead: bool = False) -> Outcome:
         """Append a load's reply that calls the revision ``start`` current, if that is still proven.
 
-        ``mark`` is what ``published``, or `watch`, said before the storage was read.  With ``ahead``
-        the reply may show a tid that was not announced.
+        ``mark`` is what ``published``, or `watch` (then ``watching``), said before the storage was
+        read.  With ``ahead`` the reply may show a tid that was not announced.
         """
         with self._mutex:
             if self.gone:
                 return Outcome.GONE
-            if mark != self.published and (self._watched is None or self._touched):
+            if mark != self.published and not (watching and not self._touched):
                 return Outcome.AGAIN
             if start > self.announced and not ahead:
                 return Outcome.AHEAD
             self._append(frame)
-            self._watched = None
             return Outcome.SENT
 
     def reply_with_history(self, frame: Frame, start: bytes, *, ahead: bool = False) -> Outcome:
@@ -136,7 +136,6 @@ class Outbox:
             if start > self.announced and not ahead:
                 return Outcome.AHEAD
             self._append(frame)
-            self._watched = None
             return Outcome.SENT
 
     def watch(self, oid: bytes) -> int:
@@ -155,7 +154,7 @@ class Outbox:
             parts.append(part)
             self.backlog += len(part)
 
-    # ---- waiting: the session's own thread only ---------------------------------
+    # ---- waiting ---------------------------------
 
     def wait_for_announcement(self, tid: bytes, timeout: float) -> bool:
         """Wait until ``tid`` is announced or the client is gone; False after ``timeout`` seconds."""
@@ -167,11 +166,11 @@ class Outbox:
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         with self._mutex:
-            self._waiting = True
+            self._waiting += 1
             try:
                 return self._changed.wait_for(lambda: self.gone or condition(), timeout)
             finally:
-                self._waiting = False
+                self._waiting -= 1
 
     # ---- what goes out: whoever has the turn to write ---------------------------
 

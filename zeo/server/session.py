@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSError
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageTransactionError
+from ZODB.POSException import Unsupported
 
 from zeo.errors import ProtocolError
+from zeo.server import blobs
 from zeo.server.outbox import Outbox
 from zeo.server.outbox import Outcome
 from zeo.server.served import Served
@@ -198,7 +201,7 @@ class Session:
         assert served is not None
         served.statistics.loads += 1
         load = self._storage.loadBefore
-        ahead = False
+        watching = ahead = False
         if outbox.backlog > ROOM:
             outbox.deliver()
             outbox.wait_for_room(ROOM, ROOM_PATIENCE)
@@ -211,7 +214,7 @@ class Session:
             record, start, end = found
             frame = messages.load_reply(message_id, record, start, end)
             if end is None:
-                outcome = outbox.reply_to_load(frame, mark, start, ahead=ahead)
+                outcome = outbox.reply_to_load(frame, mark, start, watching=watching, ahead=ahead)
             else:
                 outcome = outbox.reply_with_history(frame, start, ahead=ahead)
             if outcome is Outcome.SENT or outcome is Outcome.GONE:
@@ -221,7 +224,7 @@ class Session:
                 logger.warning('%s: transaction %s was read but is still not announced after %d s',
                                self.client, start.hex(), ANNOUNCEMENT_PATIENCE)
                 ahead = True
-            mark = outbox.watch(oid)
+            mark, watching = outbox.watch(oid), True
 
     def loadBefore(self, oid: bytes, tid: bytes) -> None:
         """As a one-way message, which nobody sends: nothing to be done."""
@@ -321,6 +324,42 @@ class Session:
         else:
             transaction.abort(answer)
 
+    # ---- blobs ---------------------------------------------------------------------------------
+
+    def storeBlobStart(self) -> None:
+        self._uploading().start()
+
+    def storeBlobChunk(self, data: bytes) -> None:
+        self._uploading().chunk(_bytes(data))
+
+    def storeBlobEnd(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
+        transaction = self._in_progress(id)
+        path = self._uploading().end()
+        transaction.stage('store_blob', _oid(oid), _tid(serial), _bytes(record), path,
+                          size=len(record))
+
+    def storeBlobShared(self, oid: bytes, serial: bytes, record: bytes, filename: str,
+                        id: Any) -> None:
+        transaction = self._in_progress(id)
+        path = blobs.shared_path(self._storage, _oid(oid), filename)
+        self._uploading().adopt(path)
+        transaction.stage('store_blob', oid, _tid(serial), _bytes(record), path, size=len(record))
+
+    def _uploading(self) -> blobs.Uploads:
+        transaction = self._current()
+        if transaction is None:
+            raise StorageTransactionError('a blob is sent without a transaction')
+        return transaction.uploads
+
+    def sendBlob(self, answer: Answer, oid: bytes, tid: bytes) -> None:
+        self._need_blobs()
+        self._beside('blob', answer,
+                     partial(blobs.send, self._storage, self.outbox, _oid(oid), _tid(tid)))
+
+    def _need_blobs(self) -> None:
+        if not IBlobStorage.providedBy(self._storage):
+            raise Unsupported('the storage on the server has no blobs: it needs a blob directory')
+
     # ---- undo information, packing -----------------------------------------------------------
 
     def undoInfo(self, answer: Answer, first: int = 0, last: int = -20,
@@ -406,7 +445,8 @@ class Session:
 
 
 #: Methods that are given a function to answer with, since they may answer later.
-_ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle'})
+_ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle',
+                        'sendBlob'})
 
 
 def _oid(value: Any) -> bytes:

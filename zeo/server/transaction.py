@@ -22,11 +22,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ZODB.Connection import TransactionMetaData
+from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
+from ZODB.POSException import Unsupported
 
+from zeo.server.blobs import Uploads
 from zeo.server.outbox import Outbox
 from zeo.server.served import Served
 from zeo.server.served import deliver
@@ -69,6 +72,7 @@ class Transaction:
         self._status = status
         self._on_expired = on_expired
         self._staging = Staging()
+        self._uploads: Uploads | None = None
         # Guards `state`, `_abort_asked` and `_abort_answers`; a leaf, held for one move.
         self._mutex = threading.Lock()
         self.state = State.BEGUN
@@ -101,6 +105,15 @@ class Transaction:
         if self.state is not State.BEGUN:
             raise StorageTransactionError(f'the transaction is {self.state.value}')
         self._staging.append((operation, args), size)
+
+    @property
+    def uploads(self) -> Uploads:
+        """The blobs of this transaction; `Unsupported` if the storage has none."""
+        if self._uploads is None:
+            if not IBlobStorage.providedBy(self._served.storage):
+                raise Unsupported('the storage on the server has no blobs: it needs a blob directory')
+            self._uploads = Uploads(self._served.storage)
+        return self._uploads
 
     # ---- voting -------------------------------------------------------------------
 
@@ -217,6 +230,12 @@ class Transaction:
             self._conflicts[oid] = {'oid': oid, 'serials': tuple(error.serials), 'data': record}
         else:
             self._conflicts.pop(oid, None)
+
+    def _store_blob(self, oid: bytes, serial: bytes, record: bytes, path: str) -> None:
+        self._served.statistics.stores += 1
+        self._changed[oid] = None
+        path = self.uploads.hand_over(path, keep=self._served.client_conflict_resolution)
+        self._served.storage.storeBlob(oid, serial, record, path, '', self._meta)
 
     def _check(self, oid: bytes, serial: bytes) -> None:
         self._served.storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
@@ -344,6 +363,8 @@ class Transaction:
     def _end(self) -> None:
         """The transaction is over; called once, by whoever claimed it."""
         self._staging.close()
+        if self._uploads is not None:
+            self._uploads.close()
         self._served.statistics.active_txns -= 1
         if self._tell_tid:
             self._served.told = {tid: each for tid, each in self._served.told.items()
@@ -353,6 +374,7 @@ class Transaction:
 
 _OPERATIONS: dict[str, Callable[..., None]] = {
     'store': Transaction._store,
+    'store_blob': Transaction._store_blob,
     'check': Transaction._check,
     'delete': Transaction._delete,
     'undo': Transaction._undo,

@@ -245,6 +245,8 @@ _LOAD_REPLY_HEAD = _pattern(rb'\x80\x03\(', _INT, re.escape(_IS_REPLY), _BYTES_H
 _LOAD_REPLY_TAIL = _pattern(_8, rb'(?:N|C\x08(.{8}))\x87t\.').fullmatch
 _TID_REPLY = _pattern(rb'\x80\x03\(', _INT, re.escape(_IS_REPLY), _8, rb't\.').fullmatch
 
+_BLOB_CHUNK = b'\x80\x03(K\x00\x88' + _pickled_text('receiveBlobChunk')
+
 _INVALIDATE = b'\x80\x03(K\x00\x88' + _pickled_text('invalidateTransaction')
 _INVALIDATION = _pattern(re.escape(_INVALIDATE), _8, rb'\]\(((?:C\x08.{8})*)e\x86t\.').fullmatch
 
@@ -265,6 +267,12 @@ def store_notice(oid: bytes, serial: bytes, record: bytes, transaction_id: int) 
     """``storea(oid, serial, record, transaction_id)``; a long record is not copied."""
     return frame(_STORE + b'C\x08' + oid + b'C\x08' + serial + _pickled_bytes_head(len(record)),
                  record, _pickled_int(transaction_id) + b'tt.')
+
+
+def blob_chunk_notice(oid: bytes, tid: bytes, data: bytes) -> Frame:
+    """``receiveBlobChunk(oid, tid, data)``; a long piece is not copied."""
+    return frame(_BLOB_CHUNK + b'C\x08' + oid + b'C\x08' + tid + _pickled_bytes_head(len(data)),
+                 data, b'\x87t.')
 
 
 def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
@@ -313,6 +321,12 @@ METHODS: dict[str, Method] = {
     'undoInfo': Method(0, 3),
     'undoLog': Method(0, 2),
     'pack': Method(1, 2),
+    # blobs
+    'storeBlobStart': Method(0, 0),
+    'storeBlobChunk': Method(1, 1),
+    'storeBlobEnd': Method(4, 4),
+    'storeBlobShared': Method(5, 5),
+    'sendBlob': Method(2, 2),
     # iteration
     'iterator_start': Method(2, 2),
     'iterator_next': Method(1, 1),
