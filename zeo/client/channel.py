@@ -271,6 +271,8 @@ class Channel:
             raise
         finally:
             del self._inside[me]
+        if not request.done:  # the connection has ended; whoever was to answer is a step behind us
+            raise self._error()
         if request.error is not None:
             make, args = request.error
             raise make(*args)
