@@ -1,0 +1,1 @@
+"""Models of the two algorithms that everything depends on, and a command that checks them."""
