@@ -1,0 +1,193 @@
+"""Who is compared with whom: how each side's server is started, and how its client is opened."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.bench import floor
+from tests.bench.measure import wait_until
+from tests.bench.peers import first_contact, free_port
+
+Address = tuple[str, int] | str
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Where data is kept in memory.
+TMPFS = '/dev/shm'
+
+# ZEO takes uvloop whenever that can be imported: so its absence has to be arranged.
+_RUNZEO = 'import sys; {}; from ZEO.runzeo import main; main(sys.argv[1:])'
+_NO_UVLOOP = "sys.modules['uvloop'] = None"
+
+
+class Side:
+    """One of those who are compared.  ``name`` is for files and commands, ``title`` for tables."""
+
+    name = title = ''
+    has_server = True
+
+    def command(self, address: Address, path: str) -> list[str]:
+        """What starts a server of a FileStorage, after the interpreter's name."""
+        raise NotImplementedError
+
+    def open(self, address: Address, path: str, **options: Any) -> Any:
+        """A client storage; called in worker processes only."""
+        raise NotImplementedError
+
+
+def _spelled(address: Address) -> str:
+    return address if isinstance(address, str) else '%s:%d' % address
+
+
+class Ours(Side):
+    name, title = 'zeo', 'zeo'
+
+    def command(self, address: Address, path: str) -> list[str]:
+        where = ['-U', address] if isinstance(address, str) else ['-h', address[0], '-p', str(address[1])]
+        return ['-m', 'zeo.start', *where, path]
+
+    def open(self, address: Address, path: str, **options: Any) -> Any:
+        from zeo.ClientStorage import ClientStorage
+        return ClientStorage(address, **options)
+
+
+class Theirs(Side):
+    name, title = 'ZEO', 'ZEO (asyncio)'
+    prelude = _NO_UVLOOP
+
+    def command(self, address: Address, path: str) -> list[str]:
+        return ['-c', _RUNZEO.format(self.prelude), '-a', _spelled(address), '-f', path]
+
+    def open(self, address: Address, path: str, **options: Any) -> Any:
+        exec(self.prelude, {'sys': sys})
+        from ZEO.ClientStorage import ClientStorage
+        return ClientStorage(address, **options)
+
+
+class TheirsWithUvloop(Theirs):
+    name, title = 'uvloop', 'ZEO (uvloop)'
+    prelude = 'import uvloop'
+
+
+class InProcess(Side):
+    name, title = 'FileStorage', 'FileStorage in process'
+    has_server = False
+
+    def open(self, address: Address, path: str, **options: Any) -> Any:
+        from ZODB.FileStorage import FileStorage
+        return FileStorage(path)
+
+
+class Floor(Side):
+    name, title = 'floor', 'bare floor'
+
+    def command(self, address: Address, path: str) -> list[str]:
+        return ['-m', 'tests.bench.floor', _spelled(address), path]
+
+    def open(self, address: Address, path: str, **options: Any) -> Any:
+        return floor.Client(address)
+
+
+SIDES: dict[str, Side] = {side.name: side for side in [
+    Ours(), Theirs(), TheirsWithUvloop(), InProcess(), Floor()]}
+
+
+class Population(NamedTuple):
+    """So many objects of so many bytes each."""
+
+    objects: int
+    size: int
+
+
+class Server(NamedTuple):
+    """A running server of a side; ``pid`` is 0 if there is none."""
+
+    side: Side
+    address: Address
+    path: str
+    pid: int
+
+
+@contextlib.contextmanager
+def folder(disk: str | None = None) -> Iterator[str]:
+    """A folder in memory, or below ``disk``, for as long as it is needed."""
+    path = tempfile.mkdtemp(prefix='zeo-bench-', dir=disk or TMPFS)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def oids(first: int, count: int) -> list[bytes]:
+    return [number.to_bytes(8, 'big') for number in range(first, first + count)]
+
+
+def populate(path: str, population: Population) -> bytes:
+    """Write a FileStorage with the objects 1 to N; returns the tid of all of them."""
+    from ZODB.Connection import TransactionMetaData
+    from ZODB.FileStorage import FileStorage
+    storage = FileStorage(path)
+    transaction = TransactionMetaData()
+    storage.tpc_begin(transaction)
+    noise = os.urandom(population.size)
+    for oid in oids(1, population.objects):
+        storage.store(oid, bytes(8), oid + noise[8:], '', transaction)
+    storage.tpc_vote(transaction)
+    tid: bytes = storage.tpc_finish(transaction)
+    storage.close()
+    return tid
+
+
+def launch(side: Side, address: Address, path: str) -> subprocess.Popen[bytes]:
+    """Start a side's server, and do not wait."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    return subprocess.Popen([sys.executable, *side.command(address, path)], env=environment,
+                            cwd=os.path.dirname(path), stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:  # a ZEO server waits for its clients
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def serving(side: Side, population: Population, *, unix: bool = False,
+            disk: str | None = None) -> Iterator[Server]:
+    """A server over a fresh FileStorage, on TCP loopback or on a Unix socket."""
+    with folder(disk) as place:
+        path = os.path.join(place, 'Data.fs')
+        populate(path, population)
+        address: Address = os.path.join(place, 'socket') if unix else ('127.0.0.1', free_port())
+        if not side.has_server:
+            yield Server(side, address, path, 0)
+            return
+        process = launch(side, address, path)
+        try:
+            _await(side, address)
+            yield Server(side, address, path, process.pid)
+        finally:
+            end(process)
+
+
+def _await(side: Side, address: Address) -> None:
+    if isinstance(side, Floor):
+        def reached() -> bool:
+            try:
+                floor.connect(address).close()
+            except OSError:
+                return False
+            return True
+        wait_until(reached, f'the floor is laid at {address}', 60)
+    else:
+        first_contact(address).close()
