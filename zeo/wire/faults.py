@@ -19,7 +19,18 @@ Fault = tuple[str, Any]
 def describe(error: BaseException) -> Fault:
     """The error as plain values: ``(class name, attributes or arguments)``."""
     kind = type(error)
-    return f'{kind.__module__}.{kind.__name__}', dict(error.__dict__) or error.args
+    return f'{kind.__module__}.{kind.__name__}', _plain(error.__dict__ or error.args)
+
+
+def _plain(value: Any) -> Any:
+    """Errors within an error become what they say (`MultipleUndoErrors` holds `UndoError` objects)."""
+    if isinstance(value, BaseException):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
 def recreate(class_name: Any, value: Any = ()) -> Exception:
