@@ -212,9 +212,9 @@ class Server:
             found = self.log.wait_for(r'^SERVING (.+)$')
             self.address = ast.literal_eval(found[1])
         else:
-            found = self.log.wait_for(r'(?i)\bready\b.*')
+            found = self.log.wait_for(r'ready on (.+?); storages: ')
             if not isinstance(self.address, str):
-                port = re.search(re.escape(self.address[0]) + r'\D{1,4}(\d+)', found[0])
+                port = re.search(r':(\d+)', found[1].replace(f'[{self.address[0]}]', ''))
                 assert port, found[0]
                 self.address = (self.address[0], int(port[1]))
 
@@ -233,8 +233,9 @@ class Server:
 
     def judge(self) -> None:
         """Assert that the log shows no traceback."""
-        for line in self.log.lines:
-            assert 'Traceback' not in line and 'Exception ignored' not in line, str(self.log)
+        for number, line in enumerate(self.log.lines):
+            if 'Traceback' in line or 'Exception ignored' in line:
+                raise AssertionError('\n'.join(self.log.lines[max(number - 5, 0):number + 40]))
 
     def _end(self, number: signal.Signals) -> int:
         process, self.process = self.process, None
