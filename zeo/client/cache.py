@@ -4,35 +4,39 @@ What is known is in an `Index`, in memory; the records are in a `Log`, in a file
 the index is also a record in the log, so *the index is what replaying the log gives*, and a file
 found after a crash gives what the cache once was.
 
-**A hit takes no lock.**  It reads the revision from the index, its bytes from the file, and then
-looks whether the index still has that very revision.  A revision leaves the index before its place
-in the file is given away.  So if it is still there after the bytes were read, they were its bytes
-(*read, then validate*); the checksum is for damage on the disk.  If it is not, the same is done
-again under the mutex, where nothing moves.
+**A hit takes no lock.**  It asks the index for a place, reads there, and looks whether a segment of
+the log was begun meanwhile.  A place is given away only by beginning a segment, and has left the
+index before.  So if none was begun, the bytes are those of the revision that was the right one when
+the index was asked (*read, then validate*); the checksum is for damage on the disk.  If one was, the
+same is done again under the mutex, where nothing moves.
 
 **Whatever interrupts a change** (a full disk, KeyboardInterrupt between two steps) leaves an empty
 cache: nothing is served from a state nobody can prove.  The file keeps the prefix it has, and the
 log starts over when there is something to store.
 
 **What is used stays.**  Room is made by reusing the oldest segment.  What was hit since it was
-written there is appended anew, most used first, and counts as used a little less (*second chance*,
+written there is appended anew, most used first, and counts as used once less (*second chance*,
 CLOCK); so a scan, which hits nothing twice, throws out little else than itself.
+
+In memory an object takes some 60 bytes, plus one byte per 128 bytes of the file.
 """
 
 import logging
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from hashlib import blake2b
 from io import FileIO
+from itertools import chain
+from struct import Struct
 from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from ZODB.utils import z64
+from ZODB.utils import p64, u64, z64
 
-from zeo.client.cachefile import HEAD_SIZE, LARGEST, Log, Record, Unusable, claim, unnamed
-from zeo.client.cacheindex import OPEN, REVISION, Index, Kind
+from zeo.client.cachefile import FRONT_SIZE, SIZE_BITS, Log, Unusable, claim, pack, unnamed, unpack
+from zeo.client.cacheindex import OPEN, Index, Kind
 from zeo.errors import ClientStorageError
 
 __all__ = ['Cache', 'CacheUnavailable', 'cache_path', 'open_cache']
@@ -40,22 +44,21 @@ __all__ = ['Cache', 'CacheUnavailable', 'cache_path', 'open_cache']
 logger = logging.getLogger(__name__)
 
 # Tags of records.  A revision has that of its kind; its oid, start, end and body are its own.
-KINDS = {kind.value: kind for kind in Kind}
+KINDS: dict[bytes, Kind] = {kind.value: kind for kind in Kind}
 INVALIDATE = b'INVA'        # start: the tid; body: oids
 DROP = b'DROP'              # body: oids
 SUSPECT_ALL = b'DOUB'
 CONFIRM = b'CONF'           # start: the tid; body: oids
 FORGET = b'FORG'            # oid, start: of one revision that is damaged
 LAST_TID = b'LAST'          # start: the tid
-RESUME = b'OPEN'            # oid: random, so that nothing written before it can follow it
+RESUME = b'OPEN'            # oid: random, so that nothing that was written before can follow it
 
-#: The place of a record, as the index keeps it: offset << SIZE_BITS | size.
-SIZE_BITS = LARGEST.bit_length()
+OIDS = Struct('>Q')
+FAR_FUTURE = b'\xff' * 8
 
-#: Hits are counted up to this, one byte for every so many bytes of the file (a head is longer).
+#: Hits are counted up to this, for every so many bytes of the file.  (Shorter neighbours share.)
 MOST_USED = 3
-GRAIN = 32
-assert GRAIN <= HEAD_SIZE
+GRAIN = 128
 
 #: When the disk refuses, so many stores are ignored before it is tried again.
 PAUSE = 1000
@@ -110,6 +113,7 @@ def open_cache(path: str | None, size: int, storage: str = '1', strict: bool = F
 def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenate['Cache', P], T | None]:
     """A method that changes the cache: alone, and wholly or with nothing left."""
 
+    @wraps(method)
     def changing(self: 'Cache', /, *args: P.args, **kw: P.kwargs) -> T | None:
         with self._mutex:
             if self._changing:
@@ -133,7 +137,6 @@ def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenat
                 if self._closed:
                     self._close()
 
-    changing.__name__, changing.__doc__ = method.__name__, method.__doc__
     return changing
 
 
@@ -158,7 +161,7 @@ class Cache:
         self._complained = False
         self._log = log
         self._index = Index()
-        #: Hits since the record was written, by offset of the body // GRAIN.  Inexact: nobody locks it.
+        #: Hits since a record was written, by its offset // GRAIN.  Inexact: nobody locks it.
         self._used = bytearray(log.extent // GRAIN + 1)
         #: 0: the log says what the index says.  Else: nothing may be written before it starts over,
         #: and so many stores are ignored before that is tried.
@@ -174,45 +177,55 @@ class Cache:
 
     def load(self, oid: bytes) -> tuple[bytes, bytes] | None:
         """The current revision: record and start tid."""
-        revision = self._index.current.get(oid)
-        if revision is None:
-            return None
-        found = self.loadBefore(oid, b'\xff' * 8)
+        found = self.loadBefore(oid, FAR_FUTURE)
         return None if found is None else found[:2]
 
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         """The revision that was current before `tid`: record, start tid, end tid (None: current)."""
-        revision = self._index.before(oid, tid)
-        if revision is None:
+        if not len(oid) == len(tid) == 8:
             return None
-        start, end, check, place = REVISION.unpack(revision)
-        offset = place >> SIZE_BITS
-        try:
-            data = self._log.read(offset, place & LARGEST)
-        except OSError:     # closed meanwhile, or a bad disk
-            return self._load_damaged(oid, tid)
-        if zlib.crc32(data) != check or self._index.before(oid, tid) is not revision:
-            return self._load_damaged(oid, tid)
-        grain = offset // GRAIN
-        if self._used[grain] < MOST_USED:
-            self._used[grain] += 1
-        return data, start, None if end == OPEN else end
+        log, key = self._log, int.from_bytes(oid)
+        begun = log.begun
+        place = self._index.current.places.get(key)
+        if place is not None:
+            try:
+                found = unpack(log.read(place))
+            except OSError:     # closed meanwhile, or a bad disk
+                found = None
+            if found is not None and found[0] == oid and found[1] < tid and log.begun == begun:
+                self._count(place)
+                return found[2], found[1], None
+        elif key not in self._index.historic and not self._changing:
+            return None
+        return self._find(key, int.from_bytes(tid))
 
     @_change
-    def _load_damaged(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
-        """Once more, with nobody moving anything: now what does not fit its checksum is damaged."""
-        while (revision := self._index.before(oid, tid)) is not None:
-            start, end, check, place = REVISION.unpack(revision)
+    def _find(self, oid: int, tid: int) -> tuple[bytes, bytes, bytes | None] | None:
+        """The same with nobody moving anything.  Now what fails its checksum is damaged."""
+        index = self._index
+        while True:
+            start, end, place = index.current.starts.get(oid, tid), OPEN, None
+            if start < tid:
+                place = index.current.places[oid]
+            elif (past := index.before(oid, tid)) is not None:
+                start, end, place = past
+            if place is None:
+                return None
             try:
-                data = self._log.read(place >> SIZE_BITS, place & LARGEST)
+                found = unpack(self._log.read(place))
             except OSError:
-                data = b''
-            if zlib.crc32(data) == check and len(data) == place & LARGEST:
-                return data, start, None if end == OPEN else end
+                found = None
+            if found is not None and found[:2] == (p64(oid), p64(start)):
+                self._count(place)
+                return found[2], found[1], p64(end) if end != OPEN else None
             self._damaged(oid, start)
-        return None
 
-    def _damaged(self, oid: bytes, start: bytes) -> None:
+    def _count(self, place: int) -> None:
+        grain = (place >> SIZE_BITS) // GRAIN
+        if self._used[grain] < MOST_USED:
+            self._used[grain] += 1
+
+    def _damaged(self, oid: int, start: int) -> None:
         if not self._complained:
             self._complained = True
             logger.warning('Cache %s: a record is damaged; it will be loaded anew', self.name)
@@ -222,12 +235,16 @@ class Cache:
     def contents(self) -> Iterator[tuple[bytes, bytes, bytes | None]]:
         """All revisions that may be served, as of now: oid, start, end (None: current)."""
         with self._mutex:
-            return iter(list(self._index.contents()))
+            current = list(self._index.current.starts.items())
+            ended = list(self._index.ended())
+        return chain(((p64(oid), p64(start), None) for oid, start in current),
+                     ((p64(oid), p64(start), p64(end)) for oid, start, end in ended))
 
     def suspects(self) -> Iterator[tuple[bytes, bytes]]:
         """What waits to be confirmed, as of now: oid and start."""
         with self._mutex:
-            return iter([(oid, revision[:8]) for oid, revision in self._index.suspect.items()])
+            suspect = list(self._index.suspect.starts.items())
+        return ((p64(oid), p64(start)) for oid, start in suspect)
 
     # Learning
 
@@ -235,34 +252,36 @@ class Cache:
         """Keep a revision as the server told it.
 
         What is known already, contradicts something newer, or is too long is ignored.  A suspect that
-        turns out to be current (or gets an end) is served again.
+        turns out to be current (or gets an end) is served again.  ValueError if an oid or tid is none.
         """
-        if not len(oid) == len(start) == len(end or z64) == 8:
-            raise ValueError(f'oid and tids have 8 bytes: {oid!r}, {start!r}, {end!r}')
         if end is None or start < end:
-            self._store(oid, start, end or OPEN, zlib.crc32(data), data)
+            self._store(u64(oid), u64(start), OPEN if end is None else u64(end), pack(oid, start, data))
 
     @_change
-    def _store(self, oid: bytes, start: bytes, end: bytes, check: int, data: bytes) -> None:
+    def _store(self, oid: int, start: int, end: int, content: bytes) -> None:
         if not self._back_in_service():
             return
-        found = self._index.find(oid, start)
+        index = self._index
+        found = index.find(oid, start) if index.knows(oid) else None
         if found is None:
-            if self._index.wants(oid, start, end) and len(data) <= self._log.room:
-                self._keep(Kind.CURRENT if end == OPEN else Kind.HISTORIC, oid, start, end, check, data)
+            if index.wants(oid, start, end) and len(content) <= self._log.room:
+                self._keep(Kind.CURRENT if end == OPEN else Kind.HISTORIC, oid, start, end, content)
         elif found[0] is not Kind.HISTORIC:
-            self._note_oids(CONFIRM, start, self._index.confirm(start, [oid]))
+            self._note_oids(CONFIRM, start, index.confirm(start, [oid]))
             if end != OPEN:
-                self._note_oids(INVALIDATE, end, self._index.invalidate(end, [oid]))
+                self._note_oids(INVALIDATE, end, index.invalidate(end, [oid]))
 
-    @_change
     def invalidate(self, tid: bytes | None, oids: Iterable[bytes]) -> None:
         """End the current revisions of `oids` at `tid`; None: forget them, they ended nobody knows when.
 
         A revision that starts at `tid` or later stays what it is.
         """
+        self._invalidate(None if tid is None else u64(tid), list(map(u64, oids)))
+
+    @_change
+    def _invalidate(self, tid: int | None, oids: list[int]) -> None:
         if tid is None:
-            self._note_oids(DROP, z64, self._index.drop(oids))
+            self._note_oids(DROP, 0, self._index.drop(oids))
         else:
             self._note_oids(INVALIDATE, tid, self._index.invalidate(tid, oids))
 
@@ -276,26 +295,35 @@ class Cache:
         if self._index.suspect_all():
             self._note(SUSPECT_ALL)
 
-    @_change
     def confirm(self, tid: bytes, oids: Iterable[bytes]) -> None:
-        """The server says that the suspect revisions of `oids` are current as of `tid`."""
+        """The server says that the suspect revisions of `oids` are current as of `tid`.
+
+        To be told between the invalidations before and after that moment, as any other answer.
+        """
+        self._confirm(u64(tid), list(map(u64, oids)))
+
+    @_change
+    def _confirm(self, tid: int, oids: list[int]) -> None:
         self._note_oids(CONFIRM, tid, self._index.confirm(tid, oids))
 
     def set_last_tid(self, tid: bytes) -> None:
         """The contents are valid up to `tid`; ValueError if that goes backwards."""
-        if self._move_last_tid(tid) is False:
+        if self._move_last_tid(tid, u64(tid)) is False:
             raise ValueError(f'last tid may not go back from {self.last_tid.hex()} to {tid.hex()}')
 
     @_change
-    def _move_last_tid(self, tid: bytes) -> bool:
+    def _move_last_tid(self, tid: bytes, number: int) -> bool:
         if tid > self.last_tid:
             self.last_tid = tid
-            self._note(LAST_TID, start=tid)
+            self._note(LAST_TID, start=number)
         return tid == self.last_tid
 
-    @_change
     def clear(self, tid: bytes = z64) -> None:
         """Forget everything, start anew as of `tid`."""
+        self._clear(p64(u64(tid)))
+
+    @_change
+    def _clear(self, tid: bytes) -> None:
         self.last_tid = tid
         self._start_over()
 
@@ -303,15 +331,13 @@ class Cache:
     def set_server(self, identity: str) -> None:
         """The server says who it is.  What came from another one is forgotten."""
         server = blake2b(identity.encode(), digest_size=16).digest()
-        if self._log.server == server:
-            return
-        if self._log.server != bytes(16):
+        former, self._log.server = self._log.server, server
+        if former not in (server, bytes(16)):
             logger.warning('Cache %s is of another server: starts empty', self.name)
             self.last_tid = z64
-            self._log.server = server
             self._start_over()
-        elif not self._resting:
-            self._log.set_server(server)
+        elif former != server and not self._resting:
+            self._log.mark(clean=False)
 
     @_change
     def flush(self) -> None:
@@ -324,46 +350,46 @@ class Cache:
 
     # The log
 
-    def _keep(self, kind: Kind, oid: bytes, start: bytes, end: bytes, check: int, data: bytes,
-              used: int = 0) -> None:
+    def _keep(self, kind: Kind, oid: int, start: int, end: int, content: bytes, used: int = 0) -> None:
         """Append a revision, then let it be found."""
-        if not self._log.fits(len(data)):
-            self._make_room(len(data))
-        offset = self._log.append(kind.value, oid, start, end, check, data)
-        self._used[offset // GRAIN] = used
-        self._index.put(kind, oid, start, end, check, offset << SIZE_BITS | len(data))
+        if not self._log.fits(content):
+            self._make_room(content)
+        place = self._log.append(kind, end, content)
+        self._used[(place >> SIZE_BITS) // GRAIN] = used
+        self._index.put(kind, oid, start, end, place)
 
-    def _note(self, tag: bytes, oid: bytes = z64, start: bytes = z64, body: bytes = b'') -> None:
+    def _note(self, tag: bytes, oid: int = 0, start: int = 0, body: bytes = b'') -> None:
         """Append what was changed in the index."""
         if not self._resting:
-            if not self._log.fits(len(body)):
-                self._make_room(len(body))
-            self._log.append(tag, oid, start, z64, zlib.crc32(body), body)
+            content = pack(p64(oid), p64(start), body)
+            if not self._log.fits(content):
+                self._make_room(content)
+            self._log.append(tag, OPEN, content)
 
-    def _note_oids(self, tag: bytes, start: bytes, oids: list[bytes]) -> None:
-        many = self._log.room // 8
+    def _note_oids(self, tag: bytes, start: int, oids: list[int]) -> None:
+        many = self._log.room // 16
         for first in range(0, len(oids), many):
-            self._note(tag, start=start, body=b''.join(oids[first:first + many]))
+            self._note(tag, start=start, body=b''.join(map(p64, oids[first:first + many])))
 
-    def _make_room(self, size: int) -> None:
-        """Begin a segment with room for `size` bytes, taking along what was used of the oldest one."""
+    def _make_room(self, content: bytes) -> None:
+        """Begin a segment with room for `content`, taking along what was used of the oldest one."""
         index, log = self._index, self._log
         records, image = log.oldest()
         kept = []
         for record in records:
             found = index.find(record.oid, record.start) if record.tag in KINDS else None
-            if found is not None and REVISION.unpack(found[1])[3] == record.offset << SIZE_BITS | record.size:
+            if found is not None and found[2] == record.place:
                 index.forget(record.oid, record.start)
-                if used := self._used[record.offset // GRAIN]:
+                if used := self._used[(record.place >> SIZE_BITS) // GRAIN]:
                     kept.append((used, record, *found))
-        log.begin(self.last_tid)
+        log.begin(u64(self.last_tid))
         # Never the whole segment, or nothing new would get in.
-        room = min(log.room - size, log.room * 3 // 4)
-        for used, record, kind, revision in sorted(kept, key=lambda entry: -entry[0]):
-            if record.size + HEAD_SIZE <= room:
-                room -= record.size + HEAD_SIZE
-                self._keep(kind, record.oid, record.start, revision[8:16], record.check,
-                           log.body(record, image), used - 1)
+        room = min(log.room - len(content), log.room * 3 // 4) - FRONT_SIZE
+        for used, record, kind, end, place in sorted(kept, key=lambda entry: -entry[0]):
+            survivor = log.content(place, image)
+            if len(survivor) + FRONT_SIZE <= room:
+                room -= len(survivor) + FRONT_SIZE
+                self._keep(kind, record.oid, record.start, end, survivor, used - 1)
 
     def _back_in_service(self) -> bool:
         """Whether the log can be written to; after a pause it starts over."""
@@ -377,7 +403,7 @@ class Cache:
         self._index = Index()
         if not self._useless:
             self._resting = PAUSE
-            self._log.start_over(self.last_tid)
+            self._log.start_over(u64(self.last_tid))
             self._resting = 0
 
     def _forget_all(self, pause: int) -> None:
@@ -404,37 +430,39 @@ class Cache:
         self._start_over()
 
     def _replay(self, verify: bool) -> None:
-        """Repeat what the log says was learned; `verify`: read the bodies of revisions, too."""
+        """Repeat what the log says was learned; `verify`: look at the bodies of revisions, too."""
         index, log = self._index, self._log
-        damaged = []
-        for gap, last_tid, records, image in log.replay():
+        last, damaged = 0, []
+        for gap, last, records, image in log.replay():
             if gap:     # what is lost may have ended any revision before it, and none after it
                 index.forget_unended()
-            self.last_tid = last_tid
-            for record in records:
-                tag, oid, start, end, check, size, offset = record
+            for tag, oid, start, end, place in records:
                 kind = KINDS.get(tag)
                 if kind is not None:
-                    index.put(kind, oid, start, end, check, offset << SIZE_BITS | size)
-                    if verify and zlib.crc32(log.body(record, image)) != check:
+                    index.put(kind, oid, start, end, place)
+                    if verify and unpack(log.content(place, image)) is None:
                         damaged.append((oid, start))
                 elif tag == LAST_TID:
-                    self.last_tid = start
+                    last = start
                 else:
-                    self._repeat(tag, oid, start, log.body(record, image), check)
+                    self._repeat(tag, oid, start, unpack(log.content(place, image)))
+        self.last_tid = p64(last)
         self._resting = 0
-        if log.fits(0):
-            log.append(RESUME, os.urandom(8), z64, z64, 0, b'')
+        log.mark(clean=False)
+        content = pack(os.urandom(8), z64, b'')
+        if log.fits(content):
+            log.append(RESUME, OPEN, content)
         # Only now: had they been left out, what they took the place of would be back.
         for oid, start in damaged:
             self._damaged(oid, start)
 
-    def _repeat(self, tag: bytes, oid: bytes, start: bytes, body: bytes, check: int) -> None:
+    def _repeat(self, tag: bytes, oid: int, start: int, content: tuple[bytes, bytes, bytes] | None) -> None:
         index = self._index
-        oids = [body[at:at + 8] for at in range(0, len(body), 8)]
-        if zlib.crc32(body) != check:
-            index.forget_unended()      # a gap as well
-        elif tag == INVALIDATE:
+        if content is None:
+            index.forget_unended()      # the damaged body is a gap as well
+            return
+        oids = [oid for oid, in OIDS.iter_unpack(content[2])]
+        if tag == INVALIDATE:
             index.invalidate(start, oids)
         elif tag == DROP:
             index.drop(oids)

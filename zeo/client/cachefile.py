@@ -11,14 +11,15 @@ and 4 bytes unused.
 
 Segments of equal length follow.  A segment that was ever used starts with 32 bytes: the magic
 again, its number (8 bytes, one more than that of the segment begun before it), the cache's last tid
-at that moment (8 bytes), how much of the segment before it was used (4 bytes), and a checksum (4
-bytes).  Records follow one another without gaps.  A record is a *head* of 40 bytes: its tag (4
-bytes), the length of its body (4 bytes), the body's checksum (4 bytes), an oid, a start and an end
-tid (8 bytes each; what they mean is up to the tag), and the head's checksum (4 bytes); and then its
-body.
+at that moment (8 bytes), the last checksum of the segment before it (4 bytes), and a checksum (4
+bytes).  Records follow one another without gaps.  A record is a *head* of 36 bytes: its checksum (4 bytes),
+a tag (4 bytes), the length of the body (4 bytes), an end tid, an oid and a start tid (8 bytes each);
+then its *body*; then the checksum of oid, start and body (4 bytes, little-endian).  What end, oid,
+start and body mean is up to the tag.  From the oid on it is the *content*, by which alone a record
+proves that it is this body of that oid and start.
 
-All numbers are big-endian, all checksums CRC-32.  They form a chain: a segment's starts from the
-epoch, a head's from the checksum before it.  So what an earlier round of the ring, an earlier epoch,
+Other numbers are big-endian, all checksums CRC-32.  Those of segments and heads form a chain: a
+segment's starts from the epoch, a head's from the one before it.  So what an earlier round of the ring, an earlier epoch,
 or a tail cut off by a crash left behind never reads as part of the log.
 
 Why a log
@@ -29,7 +30,7 @@ once was: a *prefix*, with the last tid it had then.  Segments are reused in the
 were begun, so whatever is lost at the beginning, later records do not need it.  What is lost in
 between is a *gap*, which `Log.replay` reports.
 
-Bodies need not be read to replay the log; who reads one later compares its checksum.
+Bodies need not be looked at to replay the log; who reads one later compares the checksum.
 """
 
 import errno
@@ -44,26 +45,35 @@ from io import FileIO
 from struct import Struct
 from typing import NamedTuple
 
-__all__ = ['LARGEST', 'Log', 'Record', 'Unusable', 'claim', 'unnamed']
+__all__ = ['FRONT_SIZE', 'SIZE_BITS', 'Log', 'Record', 'Unusable', 'claim', 'pack', 'unnamed', 'unpack']
 
 MAGIC = b'zeocache'
 VERSION = 1
 
 HEADER = Struct('>8s B B 2x I 8s 16s 16s')      # then the checksum
-SEGMENT = Struct('>8s Q 8s I')                  # then the checksum
-HEAD = Struct('>4s I I 8s 8s 8s')               # then the checksum
+SEGMENT = Struct('>8s Q Q I')                  # then the checksum
 CHECK = Struct('>I')
-RECORD = Struct(HEAD.format + 'I')
+HEAD = Struct('>I 4s I Q Q Q')                  # starting with its own checksum
+FRONT = Struct('>4s I Q')                       # what is neither the checksum nor the content's
+CONTENT_CHECK = Struct('<I')
 
 FIRST = 64                                      # where the first segment starts
 SEGMENT_SIZE = SEGMENT.size + CHECK.size
-HEAD_SIZE = HEAD.size + CHECK.size
+FRONT_SIZE = CHECK.size + FRONT.size            # a record without the content
+NAME_SIZE = 8 + 8                               # oid and start
+PROOF_SIZE = NAME_SIZE + CONTENT_CHECK.size     # content without the body
 
 assert HEADER.size + CHECK.size + 4 == FIRST
-assert SEGMENT_SIZE == 32 and HEAD_SIZE == RECORD.size == 40
+assert SEGMENT_SIZE == 32 and FRONT_SIZE + NAME_SIZE == HEAD.size == 36
 
-#: No body may be longer, however large the cache: its length shares 8 bytes with its offset.
-LARGEST = 2 ** 24 - 1
+#: The CRC-32 of anything that ends with its own CRC-32, least significant byte first.
+RESIDUE = 0x2144DF1C
+
+assert zlib.crc32(b'zeo' + CONTENT_CHECK.pack(zlib.crc32(b'zeo'))) == RESIDUE
+
+#: No content may be longer, however large the cache: its length shares 8 bytes with its offset.
+SIZE_BITS = 24
+LARGEST = (1 << SIZE_BITS) - 1
 
 #: A file has some 16 segments, more if they would be longer than 4 MB: reading one anew, when its
 #: turn to be reused has come, holds up who wants to change the cache for a millisecond or two.
@@ -83,12 +93,10 @@ class Record(NamedTuple):
     """A record as it was found in the log."""
 
     tag: bytes
-    oid: bytes
-    start: bytes
-    end: bytes
-    check: int
-    size: int
-    offset: int         # of the body, in the file
+    oid: int
+    start: int
+    end: int
+    place: int          # of the content
 
 
 def unnamed() -> FileIO:
@@ -121,6 +129,19 @@ def claim(path: str) -> FileIO:
     return file
 
 
+def pack(oid: bytes, start: bytes, body: bytes) -> bytes:
+    """Content, ready to be appended."""
+    proven = b'%b%b%b' % (oid, start, body)
+    return proven + CONTENT_CHECK.pack(zlib.crc32(proven))
+
+
+def unpack(content: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Oid, start and body; None if this is not what was packed."""
+    if zlib.crc32(content) != RESIDUE:
+        return None
+    return content[:8], content[8:16], content[16:-4]
+
+
 class Log:
     """Appends records to a file, finds them again, makes room by giving up the oldest.
 
@@ -137,7 +158,7 @@ class Log:
         self._size = size
         self.storage = storage
         self.server = bytes(16)
-        self.segment = max(SHORTEST, min((size - FIRST) // SEGMENTS, LONGEST))
+        self.segment: int = max(SHORTEST, min((size - FIRST) // SEGMENTS, LONGEST))
         self._epoch = bytes(8)
         #: The segments in use but the open one, oldest first: where they start, how much is used.
         self._closed: deque[tuple[int, int]] = deque()
@@ -145,7 +166,9 @@ class Log:
         #: The open segment: its number, where it starts, where the next record goes, the checksum to
         #: chain to.  0, 0: none is open.
         self._number = self._start = self._position = self._check = 0
-        #: What was appended and is not in the file yet belongs at `_written`.  Bodies among it, by offset.
+        #: How often a segment was begun.  A place is given to something else only after that changed.
+        self.begun = 0
+        #: What was appended and is not in the file yet belongs at `_written`.  Contents among it, by place.
         #: Replaced, never emptied, and only when the file has them: `read` does not lock.
         self._chunks: list[bytes] = []
         self._written = 0
@@ -156,8 +179,8 @@ class Log:
 
     @property
     def room(self) -> int:
-        """The longest body a segment can take."""
-        return min(LARGEST, self.segment - SEGMENT_SIZE - HEAD_SIZE)
+        """The length of the longest content that a segment can take."""
+        return min(LARGEST, self.segment - SEGMENT_SIZE - FRONT_SIZE)
 
     @property
     def extent(self) -> int:
@@ -171,12 +194,12 @@ class Log:
 
     # Beginning and end
 
-    def start_over(self, last_tid: bytes) -> None:
+    def start_over(self, last_tid: int) -> None:
         """Begin an empty log."""
         self._epoch = os.urandom(8)
         self._chunks, self.pending = [], {}
         os.ftruncate(self._fd, 0)
-        self._write_header(clean=False)
+        self.mark(clean=False)
         self._closed.clear()
         self._free = [FIRST + slot * self.segment for slot in reversed(range(self._slots()))]
         self._number = self._start = self._position = 0
@@ -187,7 +210,7 @@ class Log:
         try:
             if clean:
                 self.flush()
-                self._write_header(clean=True)
+                self.mark(clean=True)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)      # a child may have inherited it
             self._file.close()
@@ -196,32 +219,29 @@ class Log:
         """Close this process' copy of the file, which stays another one's to write and to lock."""
         self._file.close()
 
-    def _write_header(self, clean: bool) -> None:
+    def mark(self, clean: bool) -> None:
+        """Write the header; `clean` says that nothing will be appended."""
         header = HEADER.pack(MAGIC, VERSION, clean, self.segment, self._epoch, self.storage, self.server)
         self._write(header + CHECK.pack(zlib.crc32(header)), 0)
 
-    def set_server(self, server: bytes) -> None:
-        """Note from which server the contents come."""
-        self.server = server
-        self._write_header(clean=False)
-
     # Appending
 
-    def fits(self, size: int) -> bool:
-        """Whether a body of that length fits into the open segment."""
-        return self._position + HEAD_SIZE + size <= self._start + self.segment
+    def fits(self, content: bytes) -> bool:
+        """Whether that fits into the open segment."""
+        return self._position + FRONT_SIZE + len(content) <= self._start + self.segment
 
-    def append(self, tag: bytes, oid: bytes, start: bytes, end: bytes, check: int, body: bytes) -> int:
-        """Append a record that `fits`; tells where its body is."""
-        head = HEAD.pack(tag, len(body), check, oid, start, end)
-        self._check = zlib.crc32(head, self._check)
-        offset = self._position + HEAD_SIZE
-        self._chunks += head, CHECK.pack(self._check), body
-        self.pending[offset] = body
-        self._position = offset + len(body)
+    def append(self, tag: bytes, end: int, content: bytes) -> int:
+        """Append a record that `fits`, made with `pack`; tells its place."""
+        front = FRONT.pack(tag, len(content) - PROOF_SIZE, end)
+        self._check = zlib.crc32(front + content[:NAME_SIZE], self._check)
+        offset = self._position + FRONT_SIZE
+        self._chunks += CHECK.pack(self._check), front, content
+        self._position = offset + len(content)
+        place = offset << SIZE_BITS | len(content)
+        self.pending[place] = content
         if self._position - self._written >= COLLECTED:
             self.flush()
-        return offset
+        return place
 
     def flush(self) -> None:
         """Let the file have all that was appended; after a kill that is what is found."""
@@ -241,20 +261,20 @@ class Log:
             raise OSError(errno.EIO, 'somebody else changed or damaged the file')
         return records, image
 
-    def body(self, record: Record, image: bytes) -> bytes:
-        """A record's body in the bytes of its segment."""
-        start = (record.offset - FIRST) % self.segment
-        return image[start:start + record.size]
+    def content(self, place: int, image: bytes) -> bytes:
+        """The content there, in the bytes of its segment."""
+        start = ((place >> SIZE_BITS) - FIRST) % self.segment
+        return image[start:start + (place & LARGEST)]
 
-    def begin(self, last_tid: bytes) -> None:
+    def begin(self, last_tid: int) -> None:
         """Begin a segment, in the place of the oldest one if none is free."""
         self.flush()
-        before = self._position - self._start
         if self._start:
-            self._closed.append((self._start, before))
+            self._closed.append((self._start, self._position - self._start))
         self._start = self._free.pop() if self._free else self._closed.popleft()[0]
         self._number += 1
-        header = SEGMENT.pack(MAGIC, self._number, last_tid, before)
+        self.begun += 1
+        header = SEGMENT.pack(MAGIC, self._number, last_tid, self._check)
         self._check = zlib.crc32(header, zlib.crc32(self._epoch))
         self._chunks = [header + CHECK.pack(self._check)]
         self._written = self._start
@@ -266,10 +286,10 @@ class Log:
 
     # Reading
 
-    def read(self, offset: int, size: int) -> bytes:
-        """The bytes there, whatever they are; fewer, if the file has no more."""
-        data = self.pending.get(offset)
-        return os.pread(self._fd, size, offset) if data is None else data
+    def read(self, place: int) -> bytes:
+        """The content there, whatever it is now."""
+        content = self.pending.get(place)
+        return os.pread(self._fd, place & LARGEST, place >> SIZE_BITS) if content is None else content
 
     def resume(self) -> bool:
         """Read the header of a file that exists; tells whether it was closed cleanly.  Unusable, if it cannot be."""
@@ -292,7 +312,7 @@ class Log:
         os.ftruncate(self._fd, min(os.fstat(self._fd).st_size, self.extent))
         return bool(clean)
 
-    def replay(self) -> Iterator[tuple[bool, bytes, list[Record], bytes]]:
+    def replay(self) -> Iterator[tuple[bool, int, list[Record], bytes]]:
         """All that can be read, a segment at a time, oldest first.  Then the log can be continued.
 
         Gives for each segment: whether there is a gap before it; the last tid when it was begun; its
@@ -311,18 +331,17 @@ class Log:
             raise Unusable('nothing in it can be read')
         for number in sorted(headers):
             position, last_tid, before = headers[number]
-            used = self._position - self._start
-            gap = used > 0 and (number != self._number + 1 or before != used)
-            if used:
-                self._closed.append((self._start, used))
+            gap = False
+            if self._start:
+                gap = number != self._number + 1 or before != self._check
+                self._closed.append((self._start, self._position - self._start))
             image = self._image(position)
             records, end, self._check = self._records(image, position)
             self._number, self._start = number, position
             self._position = self._written = position + end
             yield gap, last_tid, records, image
-        self._write_header(clean=False)
 
-    def _segment_header(self, data: bytes) -> tuple[int, bytes, int] | None:
+    def _segment_header(self, data: bytes) -> tuple[int, int, int] | None:
         header = data[:SEGMENT.size]
         if (len(data) < SEGMENT_SIZE or header[:len(MAGIC)] != MAGIC or
                 data[SEGMENT.size:SEGMENT_SIZE] != CHECK.pack(zlib.crc32(header, zlib.crc32(self._epoch)))):
@@ -340,15 +359,18 @@ class Log:
 
         A body that is cut off makes no record; one whose bytes are wrong does.
         """
-        records = []
+        records: list[Record] = []
+        new = tuple.__new__     # what `Record` does, in a third of the time
         at, check = SEGMENT_SIZE, int.from_bytes(image[SEGMENT.size:SEGMENT_SIZE], 'big')
-        crc32, unpack, length = zlib.crc32, RECORD.unpack_from, len(image)
-        while at + HEAD_SIZE <= length:
-            tag, size, body_check, oid, start, end, head_check = unpack(image, at)
-            if head_check != crc32(image[at:at + HEAD.size], check) or at + HEAD_SIZE + size > length:
+        length = len(image)
+        while at + HEAD.size < length:
+            head_check, tag, size, end, oid, start = HEAD.unpack_from(image, at)
+            if head_check != zlib.crc32(image[at + CHECK.size:at + HEAD.size], check):
                 break
-            check = head_check
-            at += HEAD_SIZE
-            records.append(Record(tag, oid, start, end, body_check, size, position + at))
-            at += size
+            following = at + HEAD.size + size + CONTENT_CHECK.size
+            if following > length:
+                break
+            place = position + at + FRONT_SIZE << SIZE_BITS | PROOF_SIZE + size
+            records.append(new(Record, (tag, oid, start, end, place)))
+            at, check = following, head_check
         return records, at, check

@@ -10,109 +10,133 @@ one.  The index keeps three kinds of them:
 
 What is learned never takes the place of something newer.  Everything here is the same whether it
 is told by a server or read back from the cache's file, so a replayed file gives the same index.
+
+Oids, tids and places (whatever the owner of the index makes of them) are unsigned 64-bit numbers
+here, so that they can be kept in BTrees: 30 bytes for two of them, where a `dict` needs 180.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from struct import Struct
+from typing import Any
 
-__all__ = ['Index', 'Kind', 'OPEN', 'REVISION']
+from BTrees.QOBTree import QOBTree
+from BTrees.QQBTree import QQBTree
 
-#: In memory a revision is 28 bytes: start, end (`OPEN`: none), checksum of its record, and its place
-#: (whatever the owner of the index makes of it).  Begins with the start, so that revisions of one
-#: object sort, and can be bisected, in the order of time.
-REVISION = Struct('>8s8sIQ')
+__all__ = ['OPEN', 'Index', 'Kind', 'Table']
 
-OPEN = bytes(8)
+#: The end of a revision that has none.
+OPEN = 0
+
+#: The historic revisions of an object are rows of start, end and place, one after the other, oldest
+#: first, none reaching into the next.
+ROW = Struct('>QQQ')
 
 
-class Kind(Enum):
+class Kind(bytes, Enum):
     CURRENT = b'CURR'
     SUSPECT = b'SUSP'
     HISTORIC = b'HIST'
 
 
+class Table:
+    """One revision of each of many objects: where it starts and where it lies."""
+
+    def __init__(self) -> None:
+        self.starts: Any = QQBTree()
+        self.places: Any = QQBTree()
+
+    def remove(self, oid: int) -> None:
+        del self.starts[oid]
+        del self.places[oid]
+
+
 class Index:
     """Revisions by oid.
 
-    Not locked: its owner lets one thread change it at a time.  Others may look into it meanwhile:
-    values are immutable, and replaced whole.
+    Not locked: its owner lets one thread change it at a time.  Others may look meanwhile for the
+    place of a current revision, or for a historic one `before` a tid.
     """
 
     def __init__(self) -> None:
-        self.current: dict[bytes, bytes] = {}
-        self.suspect: dict[bytes, bytes] = {}
-        #: The historic revisions of an object, oldest first, none reaching into the next.
-        self.historic: dict[bytes, tuple[bytes, ...]] = {}
+        self.current = Table()
+        self.suspect = Table()
+        self.historic: Any = QOBTree()
 
     def __len__(self) -> int:
-        return len(self.current) + len(self.suspect) + sum(map(len, self.historic.values()))
+        rows = sum(map(len, self.historic.values())) // ROW.size
+        return len(self.current.starts) + len(self.suspect.starts) + rows
 
-    def before(self, oid: bytes, tid: bytes) -> bytes | None:
-        """The revision that was current immediately before `tid`, if it is known and proven."""
-        revision = self.current.get(oid)
-        if revision is not None and revision[:8] < tid:
-            return revision
-        revisions = self.historic.get(oid)
-        if revisions is not None:
-            # A tid sorts before the revision that starts with it.
-            position = bisect_left(revisions, tid)
-            if position and tid <= revisions[position - 1][8:16]:
-                return revisions[position - 1]
+    def before(self, oid: int, tid: int) -> tuple[int, int, int] | None:
+        """Start, end and place of the historic revision that was current immediately before `tid`."""
+        rows = self.historic.get(oid)
+        if rows is not None:
+            position = _position(rows, tid) - ROW.size
+            if position >= 0:
+                start, end, place = ROW.unpack_from(rows, position)
+                if tid <= end:
+                    return start, end, place
         return None
 
-    def find(self, oid: bytes, start: bytes) -> tuple[Kind, bytes] | None:
-        """The revision of `oid` that starts at `start`, whatever its kind."""
-        revision = self.current.get(oid)
-        if revision is not None and revision[:8] == start:
-            return Kind.CURRENT, revision
-        revision = self.suspect.get(oid)
-        if revision is not None and revision[:8] == start:
-            return Kind.SUSPECT, revision
-        revisions = self.historic.get(oid, ())
-        position = bisect_left(revisions, start)
-        if position < len(revisions) and revisions[position][:8] == start:
-            return Kind.HISTORIC, revisions[position]
+    def find(self, oid: int, start: int) -> tuple[Kind, int, int] | None:
+        """Kind, end and place of the revision of `oid` that starts at `start`."""
+        if self.current.starts.get(oid) == start:
+            return Kind.CURRENT, OPEN, self.current.places[oid]
+        if self.suspect.starts.get(oid) == start:
+            return Kind.SUSPECT, OPEN, self.suspect.places[oid]
+        rows = self.historic.get(oid)
+        if rows is not None:
+            position = _position(rows, start)
+            if position < len(rows):
+                found, end, place = ROW.unpack_from(rows, position)
+                if found == start:
+                    return Kind.HISTORIC, end, place
         return None
 
     # What a server says
 
-    def wants(self, oid: bytes, start: bytes, end: bytes) -> bool:
-        """Whether that revision would be news that contradicts nothing newer."""
-        revisions = self.historic.get(oid, ())
-        current = self.current.get(oid)
-        if end == OPEN:
-            return ((current is None or current[:8] < start)
-                    and (not revisions or revisions[-1][8:16] <= start))
-        position = bisect_left(revisions, start)
-        return (start < end
-                and (current is None or current[:8] <= start or end <= current[:8])
-                and (position == 0 or revisions[position - 1][8:16] <= start)
-                and (position == len(revisions) or end <= revisions[position][:8]))
+    def knows(self, oid: int) -> bool:
+        """Whether there is any revision of `oid`."""
+        return oid in self.current.starts or oid in self.suspect.starts or oid in self.historic
 
-    def put(self, kind: Kind, oid: bytes, start: bytes, end: bytes, check: int, place: int) -> None:
+    def wants(self, oid: int, start: int, end: int) -> bool:
+        """Whether a revision that cannot be found would be news that contradicts nothing newer."""
+        current = self.current.starts.get(oid)
+        rows = self.historic.get(oid, b'')
+        if end == OPEN:
+            return (current is None or current < start) and (not rows or _end(rows, len(rows)) <= start)
+        position = _position(rows, start)
+        return (start < end
+                and (current is None or current < start or end <= current)
+                and (position == 0 or _end(rows, position) <= start)
+                and (position == len(rows) or end <= ROW.unpack_from(rows, position)[0]))
+
+    def put(self, kind: Kind, oid: int, start: int, end: int, place: int) -> None:
         """Add a revision that the index `wants`, or that it had."""
-        revision = REVISION.pack(start, end, check, place)
-        if kind is not Kind.HISTORIC:
+        if kind is Kind.HISTORIC:
+            for held in (self.current, self.suspect):
+                if held.starts.get(oid, end) < end:
+                    held.remove(oid)
+            rows = self.historic.get(oid, b'')
+            position = _position(rows, start)
+            after = rows[position:]
+            if after and ROW.unpack_from(after)[0] == start:
+                after = after[ROW.size:]
+            self.historic[oid] = rows[:position] + ROW.pack(start, end, place) + after
+        else:
             # An older revision held as current has ended somewhere on the way: nobody knows where.
-            held, other = (self.current, self.suspect)[::1 if kind is Kind.CURRENT else -1]
-            other.pop(oid, None)
-            held[oid] = revision
-            return
-        for held in (self.current, self.suspect):
-            if oid in held and held[oid][:8] < end:
-                del held[oid]
-        revisions = self.historic.get(oid, ())
-        position = bisect_left(revisions, start)
-        after = revisions[position:]
-        if after and after[0][:8] == start:
-            after = after[1:]
-        self.historic[oid] = *revisions[:position], revision, *after
+            held, other = self.current, self.suspect
+            if kind is Kind.SUSPECT:
+                held, other = other, held
+            if oid in other.starts:
+                other.remove(oid)
+            held.starts[oid] = start
+            held.places[oid] = place
 
     # These tell what they changed: only that need be remembered elsewhere.
 
-    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> list[bytes]:
+    def invalidate(self, tid: int, oids: Iterable[int]) -> list[int]:
         """End the current revisions of `oids` at `tid`.
 
         One that starts at `tid` (or later) *is* what the server speaks of, and stays what it is.
@@ -120,65 +144,83 @@ class Index:
         """
         changed = []
         for oid in oids:
-            revision = self.current.get(oid)
-            if revision is not None and revision[:8] < tid:
-                ended = revision[:8] + tid + revision[16:]
-                self.historic[oid] = *self.historic.get(oid, ()), ended
-                del self.current[oid]       # last: who looks meanwhile finds one or the other
+            start = self.current.starts.get(oid)
+            if start is not None and start < tid:
+                row = ROW.pack(start, tid, self.current.places[oid])
+                self.historic[oid] = self.historic.get(oid, b'') + row
+                self.current.remove(oid)       # last: who looks meanwhile finds one or the other
                 changed.append(oid)
-            revision = self.suspect.get(oid)
-            if revision is not None and revision[:8] < tid:
-                del self.suspect[oid]
+            elif self.suspect.starts.get(oid, tid) < tid:
+                self.suspect.remove(oid)
                 changed.append(oid)
         return changed
 
-    def drop(self, oids: Iterable[bytes]) -> list[bytes]:
+    def drop(self, oids: Iterable[int]) -> list[int]:
         """Forget the current revisions of `oids`: they ended, nobody knows when."""
-        return [oid for oid in oids if self.current.pop(oid, None) or self.suspect.pop(oid, None)]
+        changed = []
+        for oid in oids:
+            for held in (self.current, self.suspect):
+                if oid in held.starts:
+                    held.remove(oid)
+                    changed.append(oid)
+        return changed
 
     def suspect_all(self) -> bool:
         """Let no current revision be served until it is confirmed."""
-        current, self.current = self.current, {}
-        self.suspect.update(current)
-        return bool(current)
+        current, self.current = self.current, Table()
+        if self.suspect.starts:
+            self.suspect.starts.update(current.starts)
+            self.suspect.places.update(current.places)
+        else:
+            self.suspect = current
+        return bool(current.starts)
 
-    def confirm(self, tid: bytes, oids: Iterable[bytes]) -> list[bytes]:
+    def confirm(self, tid: int, oids: Iterable[int]) -> list[int]:
         """The suspects of `oids` are current as of `tid`."""
         changed = []
         for oid in oids:
-            revision = self.suspect.get(oid)
-            if revision is not None and revision[:8] <= tid:
-                del self.suspect[oid]
-                self.current[oid] = revision
+            start = self.suspect.starts.get(oid)
+            if start is not None and start <= tid:
+                self.put(Kind.CURRENT, oid, start, OPEN, self.suspect.places[oid])
                 changed.append(oid)
         return changed
 
     # What happens to the place where it lies
 
-    def forget(self, oid: bytes, start: bytes) -> None:
+    def forget(self, oid: int, start: int) -> None:
         """Forget one revision: its record is damaged or has to make room."""
-        found = self.find(oid, start)
-        if found is None:
-            return
-        kind, revision = found
-        if kind is Kind.CURRENT:
-            del self.current[oid]
-        elif kind is Kind.SUSPECT:
-            del self.suspect[oid]
-        elif len(self.historic[oid]) == 1:
-            del self.historic[oid]
-        else:
-            self.historic[oid] = tuple(other for other in self.historic[oid] if other is not revision)
+        if self.current.starts.get(oid) == start:
+            self.current.remove(oid)
+        elif self.suspect.starts.get(oid) == start:
+            self.suspect.remove(oid)
+        elif (rows := self.historic.get(oid)) is not None:
+            position = _position(rows, start)
+            if position < len(rows) and ROW.unpack_from(rows, position)[0] == start:
+                rows = rows[:position] + rows[position + ROW.size:]
+                if rows:
+                    self.historic[oid] = rows
+                else:
+                    del self.historic[oid]
 
     def forget_unended(self) -> None:
         """Forget all but history: the ends of the others may have been lost."""
-        self.current = {}
-        self.suspect = {}
+        self.current = Table()
+        self.suspect = Table()
 
-    def contents(self) -> Iterator[tuple[bytes, bytes, bytes | None]]:
-        """All that may be served: oid, start, and end if it has one."""
-        for oid, revision in self.current.items():
-            yield oid, revision[:8], None
-        for oid, revisions in self.historic.items():
-            for revision in revisions:
-                yield oid, revision[:8], revision[8:16]
+    def ended(self) -> Iterator[tuple[int, int, int]]:
+        """Oid, start and end of all historic revisions."""
+        for oid, rows in self.historic.items():
+            for start, end, _ in ROW.iter_unpack(rows):
+                yield oid, start, end
+
+
+def _position(rows: bytes, start: int) -> int:
+    """Where in `rows` a revision that starts at `start` is, or would be."""
+    return ROW.size * bisect_left(
+        range(len(rows) // ROW.size), start, key=lambda row: ROW.unpack_from(rows, row * ROW.size)[0])
+
+
+def _end(rows: bytes, position: int) -> int:
+    """The end of the revision before that position."""
+    end: int = ROW.unpack_from(rows, position - ROW.size)[1]
+    return end
