@@ -19,7 +19,8 @@ Fault = tuple[str, Any]
 def describe(error: BaseException) -> Fault:
     """The error as plain values: ``(class name, attributes or arguments)``."""
     kind = type(error)
-    return f'{kind.__module__}.{kind.__name__}', _plain(error.__dict__ or error.args)
+    attributes = {name: value for name, value in error.__dict__.items() if name != '__notes__'}
+    return f'{kind.__module__}.{kind.__name__}', _plain(attributes or error.args)
 
 
 def _plain(value: Any) -> Any:
@@ -38,10 +39,12 @@ def recreate(class_name: Any, value: Any = ()) -> Exception:
     make = _RECREATED.get(class_name) if isinstance(class_name, str) else None
     if make is not None:
         try:
-            return make(value)
+            error = make(value)
+            str(error)  # some classes look at their values only now
+            return error
         except Exception:
             pass  # not of the form that such errors have: show it as it is
-    return ServerException(str(class_name), value)
+    return ServerException(class_name if isinstance(class_name, str) else repr(class_name), value)
 
 
 def _arguments(kind: type[Exception]) -> Callable[[Any], Exception]:

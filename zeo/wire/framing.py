@@ -21,7 +21,7 @@ assert HEADER.size == 4
 _pack = HEADER.pack
 _unpack_from = HEADER.unpack_from
 
-#: Parts longer than this are not copied to save a part.
+#: Payloads up to this length are copied to make one part of them.
 _JOIN_UP_TO = 16 * 1024
 
 #: A long frame's buffer starts no larger than this and doubles as data arrives, so that a length
@@ -29,16 +29,14 @@ _JOIN_UP_TO = 16 * 1024
 _FIRST_STEP = 4 * 1024 * 1024
 
 
-def frame(*parts: bytes) -> Frame:
-    """Put the header before a payload given in one or more parts."""
-    length = 0
-    for part in parts:
-        length += len(part)
+def frame(head: bytes, body: bytes = b'', tail: bytes = b'') -> Frame:
+    """Put the header before a payload given in one to three parts."""
+    length = len(head) + len(body) + len(tail)
+    if length <= _JOIN_UP_TO:
+        return (b''.join((_pack(length), head, body, tail)),)
     if length > LONGEST:
         raise ProtocolError(f'a message of {length} bytes is longer than the protocol can carry')
-    if length <= _JOIN_UP_TO:
-        return (b''.join((_pack(length), *parts)),)
-    return (_pack(length), *parts)
+    return tuple([part for part in (_pack(length), head, body, tail) if part])
 
 
 class Inbox:

@@ -13,15 +13,16 @@ in the form in which it came, as a piece of pickle (`PickledId`), and puts that 
 
 import json
 import pickle
-import re
 from collections.abc import Sequence
 from struct import Struct
+from struct import error as StructError
 from typing import Any
 from typing import NamedTuple
 
 from zeo.errors import ProtocolError
 from zeo.wire import faults
 from zeo.wire import pickles
+from zeo.wire.framing import HEADER
 from zeo.wire.framing import Frame
 from zeo.wire.framing import frame
 
@@ -66,8 +67,13 @@ def status_report(status: dict[str, dict[str, Any]]) -> bytes:
 
 # ---- pieces of pickle ------------------------------------------------------------
 
+_START = b'\x80\x03('  # protocol 3, and the mark at which the four fields begin
+_END = b't.'
+_8 = b'C\x08'  # eight bytes follow: an oid or a tid
+
 _int4 = Struct('<i').pack
 _length4 = Struct('<I').pack
+_length4_at = Struct('<I').unpack_from
 
 
 def _pickled_bytes_head(length: int) -> bytes:
@@ -77,7 +83,7 @@ def _pickled_bytes_head(length: int) -> bytes:
 def _pickled_int(value: int) -> bytes:
     if 0 <= value < 256:
         return b'K%c' % value
-    if 0 <= value < 2**31:
+    if -2**31 <= value < 2**31:
         return b'J' + _int4(value)
     return pickle.dumps(value, pickles.PICKLE_PROTOCOL)[2:-1]
 
@@ -87,86 +93,26 @@ def _pickled_text(text: str) -> bytes:
     return b'X' + _length4(len(encoded)) + encoded
 
 
-_INT = rb'(K.|M..|J....|\x8a\x05.{5}|\x8a\x06.{6}|\x8a\x07.{7}|\x8a\x08.{8})'
-_8 = rb'C\x08(.{8})'
-_BYTES_HEAD = rb'(?:C(.)|B(....))'
+def _pickled_args(args: Sequence[Any]) -> bytes:
+    if not args:
+        return b')'
+    if len(args) == 1 and type(args[0]) is int:  # the id of a transaction, mostly
+        return _pickled_int(args[0]) + b'\x85'
+    return pickles.dumps(tuple(args))[2:-1]
 
+
+_IS_NOTICE = b'K\x00\x88'
 _IS_REPLY = b'K\x00' + _pickled_text(REPLY)
 _IS_ERROR = b'K\x02' + _pickled_text(REPLY)
-_HEARTBEAT_ID = b'J\xff\xff\xff\xff'
+_NO_ID = _pickled_int(0)
+_HEARTBEAT_ID = _pickled_int(-1)
 
-
-def _int_of(piece: bytes) -> int:
-    return int.from_bytes(piece[2 if piece[0] == 0x8a else 1:], 'little', signed=piece[0] not in b'KM')
-
-
-def _pattern(*parts: bytes) -> re.Pattern[bytes]:
-    return re.compile(b''.join(parts), re.DOTALL)
-
-
-def _record_at(data: bytes | bytearray, start: int, short: bytes | None, long: bytes | None) -> int:
-    """Where the record that starts at ``start`` ends."""
-    if short is not None:
-        return start + short[0]
-    assert long is not None
-    return start + int.from_bytes(long, 'little')
-
-
-def _cut(data: bytes | bytearray, start: int, end: int) -> bytes:
-    return data[start:end] if type(data) is bytes else bytes(memoryview(data)[start:end])
+_COULD_NOT_PICKLE = ValueError("Couldn't pickle response")
 
 
 # ---- any message -------------------------------------------------------------------
 
-HEARTBEAT: Frame = frame(b'\x80\x03(' + _HEARTBEAT_ID + _IS_REPLY + b'Nt.')
-
-
-def request(message_id: int, name: str, args: Sequence[Any] = ()) -> Frame:
-    """A request that wants a reply with the same id.  Raises what `pickle.dumps` raises."""
-    return frame(b'\x80\x03(' + _pickled_int(message_id) + b'\x89' + _pickled_text(name)
-                 + pickles.dumps(tuple(args))[2:-1] + b't.')
-
-
-def notice(name: str, args: Sequence[Any] = ()) -> Frame:
-    """A one-way message.  Raises what `pickle.dumps` raises."""
-    return frame(b'\x80\x03(K\x00\x88' + _pickled_text(name)
-                 + pickles.dumps(tuple(args))[2:-1] + b't.')
-
-
-def reply(message_id: PickledId, result: Any) -> Frame:
-    """A reply; an error reply if the result cannot be pickled."""
-    try:
-        pickled = pickles.dumps(result)[2:-1]
-    except Exception:  # an application's or a storage's objects may raise anything
-        return error_reply(message_id, ValueError("Couldn't pickle response"))
-    return frame(b'\x80\x03(' + message_id + _IS_REPLY + pickled + b't.')
-
-
-def error_reply(message_id: PickledId, error: BaseException) -> Frame:
-    """A reply that carries an error; if that cannot be pickled, a `ValueError` that says so."""
-    try:
-        pickled = pickles.dumps(faults.describe(error))[2:-1]
-    except Exception:
-        pickled = pickles.dumps(faults.describe(ValueError("Couldn't pickle response")))[2:-1]
-    return frame(b'\x80\x03(' + message_id + _IS_ERROR + pickled + b't.')
-
-
-class FromClient(NamedTuple):
-    """A message as a server reads it."""
-
-    id: PickledId
-    oneway: bool
-    name: str
-    args: tuple[Any, ...]
-
-
-class FromServer(NamedTuple):
-    """A message as a client reads it; ``args`` of a reply is the result or the error's description."""
-
-    id: Any
-    flag: int
-    name: str
-    args: Any
+HEARTBEAT: Frame = frame(_START + _HEARTBEAT_ID + _IS_REPLY + b'N' + _END)
 
 
 def is_heartbeat(message_id: PickledId) -> bool:
@@ -174,55 +120,77 @@ def is_heartbeat(message_id: PickledId) -> bool:
     return message_id == _HEARTBEAT_ID
 
 
+def request(message_id: int, name: str, args: Sequence[Any] = ()) -> Frame:
+    """A request that wants a reply with the same id.  Raises what `pickles.dumps` raises."""
+    return frame(_START + _pickled_int(message_id) + b'\x89' + _pickled_text(name)
+                 + _pickled_args(args) + _END)
+
+
+def notice(name: str, args: Sequence[Any] = ()) -> Frame:
+    """A one-way message.  Raises what `pickles.dumps` raises."""
+    return frame(_START + _IS_NOTICE + _pickled_text(name) + _pickled_args(args) + _END)
+
+
+def reply(message_id: PickledId, result: Any) -> Frame:
+    """A reply; an error reply if the result cannot be sent."""
+    head = _START + message_id + _IS_REPLY
+    try:
+        if result is None:
+            return frame(head + b'N' + _END)
+        if type(result) is bytes:
+            return frame(head + _pickled_bytes_head(len(result)), result, _END)
+        return frame(head + pickles.dumps(result)[2:-1] + _END)
+    except Exception:  # an application's or a storage's objects may raise anything
+        return error_reply(message_id, _COULD_NOT_PICKLE)
+
+
+def error_reply(message_id: PickledId, error: BaseException) -> Frame:
+    """A reply that carries an error; if that cannot be sent, a `ValueError` that says so."""
+    try:
+        described = pickles.dumps(faults.describe(error))
+    except Exception:
+        described = pickles.dumps(faults.describe(_COULD_NOT_PICKLE))
+    return frame(_START + message_id + _IS_ERROR + described[2:-1] + _END)
+
+
+#: A message as a server reads it: id, one-way or not, name, arguments.
+FromClient = tuple[PickledId, bool, str, tuple[Any, ...]]
+
+#: A message as a client reads it: id, flag, name, and the arguments, or the result of a reply, or the
+#: description of its error.
+FromServer = tuple[int, int, str, Any]
+
+
 def decode_from_client(data: bytes | bytearray) -> FromClient:
     """Read a client's message; raises `ProtocolError`."""
-    match = _LOAD(data)
-    if match is not None:
-        message_id, oid, tid = match.groups()
-        return FromClient(message_id, False, 'loadBefore', (oid, tid))
-    match = _STORE_HEAD(data)
-    if match is not None:
-        oid, serial, short, long = match.groups()
-        start = match.end()
-        end = _record_at(data, start, short, long)
-        match = _STORE_TAIL(data, end)
-        if match is not None:
-            return FromClient(b'K\x00', True, 'storea',
-                              (oid, serial, _cut(data, start, end), _int_of(match.group(1))))
-    message_id, flag, name, args = _four(data)
-    try:
-        args = tuple(args)
-    except TypeError:
-        raise ProtocolError('a message whose arguments are not a sequence') from None
-    return FromClient(pickles.dumps(message_id)[2:-1], bool(flag), name, args)
+    message = _load_of(data) or _store_of(data)
+    if message is not None:
+        return message
+    any_id, flag, name, args = _four(pickles.load_from_client(data))
+    if not isinstance(args, (tuple, list)):
+        raise ProtocolError('a message whose arguments are not a sequence')
+    if type(any_id) is int:
+        message_id = _pickled_int(any_id)
+    else:
+        try:
+            message_id = pickles.dumps(any_id)[2:-1]
+        except Exception:
+            raise ProtocolError('a message whose id cannot be sent back') from None
+    return message_id, bool(flag), name, tuple(args)
 
 
 def decode_from_server(data: bytes | bytearray) -> FromServer:
     """Read a server's message; raises `ProtocolError`."""
-    match = _LOAD_REPLY_HEAD(data)
-    if match is not None:
-        message_id, short, long = match.groups()
-        start = match.end()
-        end = _record_at(data, start, short, long)
-        match = _LOAD_REPLY_TAIL(data, end)
-        if match is not None:
-            return FromServer(_int_of(message_id), 0, REPLY, (_cut(data, start, end), *match.groups()))
-        match = _TID_REPLY(data)
-        if match is not None:
-            return FromServer(_int_of(match.group(1)), 0, REPLY, match.group(2))
-    match = _INVALIDATION(data)
-    if match is not None:
-        tid, pickled = match.groups()
-        return FromServer(0, 1, 'invalidateTransaction',
-                          (tid, [pickled[at:at + 8] for at in range(2, len(pickled), 10)]))
-    message = FromServer(*_four(data))
-    if not isinstance(message.flag, int):
-        raise ProtocolError('a message whose flag is not a number')
-    return message
+    message = _reply_of(data) or _invalidation_of(data)
+    if message is not None:
+        return message
+    message_id, flag, name, args = _four(pickles.load_from_server(data))
+    if not isinstance(message_id, int) or not isinstance(flag, int):
+        raise ProtocolError('a message whose id or flag is not a number')
+    return message_id, flag, name, args
 
 
-def _four(data: bytes | bytearray) -> tuple[Any, Any, str, Any]:
-    message = pickles.loads(data)
+def _four(message: Any) -> tuple[Any, Any, str, Any]:
     if not isinstance(message, (tuple, list)) or len(message) != 4:
         raise ProtocolError('a message that does not have four fields')
     message_id, flag, name, args = message
@@ -232,53 +200,195 @@ def _four(data: bytes | bytearray) -> tuple[Any, Any, str, Any]:
 
 
 # ---- the messages of fixed shape -----------------------------------------------------
+#
+# Of each, what writes it stands before what reads it.  Whoever reads compares all bytes but the
+# variable ones, and returns None if they differ.  What an id or a length can be is looked at, too:
+# not each of their many possible forms is known here.
 
-_LOAD_ARGS = _pickled_text('loadBefore')
-_LOAD = _pattern(rb'\x80\x03\((C\x08.{8}C\x08.{8}\x86|', _INT[1:], rb'(?:\x89|K\x00)',
-                 re.escape(_LOAD_ARGS), _8, _8, rb'\x86t\.').fullmatch
+_IS_LOAD = b'\x89' + _pickled_text('loadBefore') + _8
+_ENDS_LOAD = b'\x86' + _END
 
-_STORE = b'\x80\x03(K\x00\x88' + _pickled_text('storea') + b'('
-_STORE_HEAD = _pattern(re.escape(_STORE), _8, _8, _BYTES_HEAD).match
-_STORE_TAIL = _pattern(_INT, rb'tt\.').fullmatch
+_LOAD_REQUEST = Struct('<8si18s8s2s8s3s')  # header and start, id, request, oid, opcode, tid, end
+assert len(_IS_LOAD) == 18
+_LOAD_REQUEST_START = HEADER.pack(_LOAD_REQUEST.size - HEADER.size) + _START + b'J'
+_pack_load = _LOAD_REQUEST.pack
 
-_LOAD_REPLY_HEAD = _pattern(rb'\x80\x03\(', _INT, re.escape(_IS_REPLY), _BYTES_HEAD).match
-_LOAD_REPLY_TAIL = _pattern(_8, rb'(?:N|C\x08(.{8}))\x87t\.').fullmatch
-_TID_REPLY = _pattern(rb'\x80\x03\(', _INT, re.escape(_IS_REPLY), _8, rb't\.').fullmatch
+#: The opcodes of integers, by their size.
+_INTS = {2: 0x4b, 3: 0x4d, 5: 0x4a}
+assert [_pickled_int(value)[0] for value in (0, -1)] == [_INTS[2], _INTS[5]]
 
-_BLOB_CHUNK = b'\x80\x03(K\x00\x88' + _pickled_text('receiveBlobChunk')
-
-_INVALIDATE = b'\x80\x03(K\x00\x88' + _pickled_text('invalidateTransaction')
-_INVALIDATION = _pattern(re.escape(_INVALIDATE), _8, rb'\]\(((?:C\x08.{8})*)e\x86t\.').fullmatch
+#: Zeo numbers its requests; ZEO uses ``(oid, tid)`` as the id of a load.
+_LOAD_ID_SIZES = (*_INTS, 21)
+_LOADS = {layout.size: layout.unpack
+          for layout in [Struct(f'<3s{size}s18s8s2s8s3s') for size in _LOAD_ID_SIZES]}
 
 
 def load_request(message_id: int, oid: bytes, tid: bytes) -> Frame:
     """``loadBefore(oid, tid)``."""
-    return frame(b'\x80\x03(' + _pickled_int(message_id) + b'\x89' + _LOAD_ARGS
-                 + b'C\x08' + oid + b'C\x08' + tid + b'\x86t.')
+    if len(oid) == 8 == len(tid) and -2**31 <= message_id < 2**31:
+        return (_pack_load(_LOAD_REQUEST_START, message_id, _IS_LOAD, oid, _8, tid, _ENDS_LOAD),)
+    return request(message_id, 'loadBefore', (oid, tid))
+
+
+def _load_of(data: bytes | bytearray) -> FromClient | None:
+    unpack = _LOADS.get(len(data))
+    if unpack is not None:
+        start, message_id, name, oid, between, tid, end = unpack(data)
+        if (name == _IS_LOAD and start == _START and between == _8 and end == _ENDS_LOAD
+                and (message_id[0] == _INTS.get(len(message_id))
+                     or message_id == _8 + oid + _8 + tid + b'\x86')):
+            return message_id, False, 'loadBefore', (oid, tid)
+    return None
+
+
+_REPLY_HEADS = {code: (layout.size, layout.unpack_from) for code, layout in [
+    (0x4b, Struct('<3sxB13s')), (0x4d, Struct('<3sxH13s')), (0x4a, Struct('<3sxi13s'))]}
+_CURRENT = b'N\x87' + _END
+_FORMER = b'\x87' + _END
+_current_tail = Struct('<2s8s4s').unpack_from
+_former_tail = Struct('<2s8s2s8s3s').unpack_from
 
 
 def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | None) -> Frame:
     """The reply ``(record, start, end)`` to ``loadBefore``; a long record is not copied."""
-    return frame(b'\x80\x03(' + message_id + _IS_REPLY + _pickled_bytes_head(len(record)), record,
-                 b'C\x08' + start + (b'N\x87t.' if end is None else b'C\x08' + end + b'\x87t.'))
+    try:
+        if type(record) is bytes and len(start) == 8 and (end is None or len(end) == 8):
+            length = len(record)
+            return frame(
+                _START + message_id + _IS_REPLY
+                + (b'B' + _length4(length) if length > 255 else b'C%c' % length),
+                record,
+                _8 + start + _CURRENT if end is None else _8 + start + _8 + end + _FORMER)
+    except (TypeError, StructError):
+        pass  # an unusual storage
+    return reply(message_id, (record, start, end))
+
+
+def _reply_of(data: bytes | bytearray) -> FromServer | None:
+    """A reply that is the result of a load, some bytes, None, or an empty list."""
+    if len(data) < 23:  # the longest head and one byte more
+        return None
+    head = _REPLY_HEADS.get(data[3])
+    if head is None:
+        return None
+    at, unpack_from = head
+    start, message_id, is_reply = unpack_from(data)
+    if is_reply != _IS_REPLY or start != _START:
+        return None
+    code = data[at]
+    if code == 0x42 and len(data) > at + 5:
+        end = at + 5 + _length4_at(data, at + 1)[0]
+        at += 5
+    elif code == 0x43:
+        end = at + 2 + data[at + 1]
+        at += 2
+    elif code == 0x4e and data[at:] == b'Nt.':
+        return message_id, 0, REPLY, None
+    elif code == 0x5d and data[at:] == b']t.':
+        return message_id, 0, REPLY, []
+    else:
+        return None
+    left = len(data) - end
+    if left == 14:
+        code8, tid, rest = _current_tail(data, end)
+        if code8 == _8 and rest == _CURRENT:
+            record = data[at:end] if type(data) is bytes else bytes(memoryview(data)[at:end])
+            return message_id, 0, REPLY, (record, tid, None)
+    elif left == 23:
+        code8, tid, between, end_tid, rest = _former_tail(data, end)
+        if code8 == _8 and between == _8 and rest == _FORMER:
+            record = data[at:end] if type(data) is bytes else bytes(memoryview(data)[at:end])
+            return message_id, 0, REPLY, (record, tid, end_tid)
+    elif left == 2 and data[end:] == _END:
+        return message_id, 0, REPLY, bytes(data[at:end])
+    return None
+
+
+_IS_STORE = _START + _IS_NOTICE + _pickled_text('storea') + b'(' + _8
+_store_head = Struct(f'<{len(_IS_STORE)}s8s2s8s').unpack_from
+_STORE_RECORD = len(_IS_STORE) + 18
+_ENDS_STORE = b't' + _END
+_store_tail = Struct('<Bi3s').unpack_from
 
 
 def store_notice(oid: bytes, serial: bytes, record: bytes, transaction_id: int) -> Frame:
     """``storea(oid, serial, record, transaction_id)``; a long record is not copied."""
-    return frame(_STORE + b'C\x08' + oid + b'C\x08' + serial + _pickled_bytes_head(len(record)),
-                 record, _pickled_int(transaction_id) + b'tt.')
+    if type(record) is not bytes or len(oid) != 8 or len(serial) != 8:
+        return notice('storea', (oid, serial, record, transaction_id))
+    length = len(record)
+    return frame(
+        _IS_STORE + oid + _8 + serial
+        + (b'B' + _length4(length) if length > 255 else b'C%c' % length),
+        record,
+        _pickled_int(transaction_id) + _ENDS_STORE)
 
 
-def blob_chunk_notice(oid: bytes, tid: bytes, data: bytes) -> Frame:
-    """``receiveBlobChunk(oid, tid, data)``; a long piece is not copied."""
-    return frame(_BLOB_CHUNK + b'C\x08' + oid + b'C\x08' + tid + _pickled_bytes_head(len(data)),
-                 data, b'\x87t.')
+def _store_of(data: bytes | bytearray) -> FromClient | None:
+    at = _STORE_RECORD
+    if len(data) < at + 5:
+        return None
+    name, oid, between, serial = _store_head(data)
+    if name != _IS_STORE or between != _8:
+        return None
+    code = data[at]
+    if code == 0x42:
+        end = at + 5 + _length4_at(data, at + 1)[0]
+        at += 5
+    elif code == 0x43:
+        end = at + 2 + data[at + 1]
+        at += 2
+    else:
+        return None
+    if len(data) - end == 8:
+        code, transaction_id, ending = _store_tail(data, end)
+        if code != 0x4a or ending != _ENDS_STORE:
+            return None
+    else:
+        tail = data[end:]
+        size = len(tail)
+        if size < 5 or tail[-3:] != _ENDS_STORE:
+            return None
+        if tail[0] == _INTS.get(size - 3):
+            transaction_id = int.from_bytes(tail[1:-3], 'little')
+        elif tail[0] == 0x8a and tail[1] == size - 5:  # ZEO's transactions have long ids
+            transaction_id = int.from_bytes(tail[2:-3], 'little', signed=True)
+        else:
+            return None
+    record = data[at:end] if type(data) is bytes else bytes(memoryview(data)[at:end])
+    return _NO_ID, True, 'storea', (oid, serial, record, transaction_id)
+
+
+_IS_INVALIDATION = _START + _IS_NOTICE + _pickled_text('invalidateTransaction') + _8
+_INVALIDATED = len(_IS_INVALIDATION) + 8
+_ENDS_INVALIDATION = b'e\x86' + _END
+_ENDS_SINGLE = b'a\x86' + _END
+_each_oid = Struct('<2s8s').iter_unpack
 
 
 def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
     """``invalidateTransaction(tid, oids)``."""
-    return frame(_INVALIDATE + b'C\x08' + tid + b']('
-                 + b''.join([b'C\x08' + oid for oid in oids]) + b'e\x86t.')
+    if len(tid) != 8 or set(map(len, oids)) != {8}:
+        return notice('invalidateTransaction', (tid, list(oids)))
+    return frame(_IS_INVALIDATION + tid + b'](' + _8, _8.join(oids), _ENDS_INVALIDATION)
+
+
+def _invalidation_of(data: bytes | bytearray) -> FromServer | None:
+    at = _INVALIDATED
+    if data[:at - 8] != _IS_INVALIDATION:
+        return None
+    data = bytes(data)
+    if data[at:at + 2] == b'](' and data[-4:] == _ENDS_INVALIDATION:
+        pickled = data[at + 2:-4]
+    elif data[at:at + 1] == b']' and data[-4:] == _ENDS_SINGLE and len(data) == at + 15:
+        pickled = data[at + 1:-4]
+    else:
+        return None
+    if len(pickled) % 10:
+        return None
+    oids = [oid for code, oid in _each_oid(pickled) if code == _8]
+    if len(oids) * 10 != len(pickled):
+        return None
+    return 0, 1, 'invalidateTransaction', (data[at - 8:at], oids)
 
 
 # ---- the table of methods ------------------------------------------------------------

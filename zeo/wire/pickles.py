@@ -1,30 +1,39 @@
 """Plain values to pickles and back, in such a way that a pickle from the network does nothing.
 
-A pickle is a program.  Before it runs here, `inspect` walks over its opcodes once and proves what it
-can do at most:
+A pickle is a program.  Before it runs here, its opcodes are read once, without running them, and
+that must prove what it can do at most:
 
-- only opcodes that make plain values occur (no persistent ids, no extension codes, no `INST`/`OBJ`);
-- it names no global outside a fixed table (`_MAKERS`);
+- it consists of opcodes that make plain values: no persistent ids, no extension codes, no `INST`
+  (nor `STRING`, which may emit warnings, and which nobody has written since Python 2);
+- it names no global outside a fixed table (`_MAKERS`), and the names stand for functions that make
+  plain values and can neither be altered nor be part of the result;
 - nothing is nested deeper than `DEPTH` (hashing a deep tuple recurses on the C stack);
-- the memo stays in proportion to the pickle (its index sizes an array), and containers are referred
-  to again at most `SHARED` times (sharing is how a small pickle describes an exponentially large
-  value).
+- containers are referred to again at most `SHARED` times (sharing is how a small pickle describes an
+  exponentially large value), and the memo has no holes (its largest index sizes an array);
+- not more than `KEYS` keys are anything but text or bytes, whose hashes nobody can foresee (a
+  dictionary of n keys with the same hash takes n**2 steps);
+- numbers are not longer than `NUMBER` bytes (reading n digits takes n**2 steps);
+- it takes not too many opcodes, and not too many of them make containers (an empty set is one
+  byte in a pickle and more than 200 in memory).
 
-A pickle without globals is then safe for `pickle.loads`.  One with globals runs in an `Unpickler`
-whose `find_class` knows the same fixed table and nothing else; it imports nothing and looks up no
-attribute.  What it hands out are not the builtins themselves but makers that take plain values only,
-within a budget, and that cannot be altered by the pickle.
+There are two ways to prove it.  `_is_simple` does it for nearly all messages: they have so few opcodes,
+of so simple kinds, that they keep all of this without looking any closer.  `_Walk` does it for the
+others, by following what the pickle would do to its stack.  Both rely on the pickle being read in step
+with the unpickler, argument by argument; the opcodes are described in the standard library's
+`pickletools`.
 
-The opcodes are described in the standard library's `pickletools`.
+A pickle without globals is then left to `pickle.loads`.  One with globals runs in an `Unpickler` whose
+`find_class` knows the fixed table and nothing else; it imports nothing and looks up no attribute.
 """
 
 import io
 import pickle
 import pickletools
 from collections.abc import Callable
+from itertools import repeat
+from struct import Struct
+from struct import error as StructError
 from typing import Any
-
-from zodbpickle import binary
 
 from zeo.errors import ProtocolError
 
@@ -37,272 +46,413 @@ DEPTH = 50
 #: How often a pickle may refer to containers it has already described.
 SHARED = 4
 
-_Buffer = bytes | bytearray | memoryview
+#: How many keys of dictionaries and elements of sets may be something other than text or bytes.
+KEYS = 500
+
+#: How many bytes, or digits as text, a number may have.
+NUMBER = 1000
+
+#: How many opcodes a pickle may have.  Clients have no use for many: records are single opcodes.
+#: Servers send lists of oids.
+FROM_CLIENT = 250_000
+FROM_SERVER = 10_000_000
+
+#: A container may be made for so many bytes of pickle, and some more in any case.
+CONTAINER_BYTES = 8
+CONTAINERS = 5_000
 
 
 def dumps(value: Any) -> bytes:
-    """Pickle plain values; raises whatever `pickle.dumps` raises."""
-    return pickle.dumps(value, PICKLE_PROTOCOL)
+    """Pickle plain values.
 
-
-def loads(data: bytes | bytearray) -> Any:
-    """Unpickle plain values from the network; raises `ProtocolError` for everything else."""
-    if inspect(data):
-        load: Callable[[], Any] = _PlainUnpickler(data).load
-    else:
-        def load() -> Any:
-            return pickle.loads(data)
+    Raises `pickle.PicklingError` for what the other side would refuse, and else what `pickle.dumps`
+    raises, which may be anything if the values have code of their own.
+    """
+    pickled = pickle.dumps(value, PICKLE_PROTOCOL)
+    if _is_simple(pickled):
+        return pickled
     try:
-        return load()
+        _Walk(pickled, FROM_SERVER).prove()
+        return pickled
+    except ProtocolError:
+        pass  # perhaps parts of it occur many times: spell them out
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, PICKLE_PROTOCOL)
+    pickler.fast = True
+    pickler.dump(value)
+    pickled = file.getvalue()
+    try:
+        _Walk(pickled, FROM_SERVER).prove()
+    except ProtocolError as error:
+        raise pickle.PicklingError(f'only plain values can be sent: {error}') from None
+    return pickled
+
+
+def load_from_client(data: bytes | bytearray) -> Any:
+    """Unpickle plain values a client sent; raises `ProtocolError` for everything else."""
+    return _load(data, FROM_CLIENT)
+
+
+def load_from_server(data: bytes | bytearray) -> Any:
+    """Unpickle plain values a server sent; raises `ProtocolError` for everything else."""
+    return _load(data, FROM_SERVER)
+
+
+def _load(data: bytes | bytearray, opcodes: int) -> Any:
+    try:
+        if _is_simple(data) or not _Walk(data, opcodes).prove():
+            return pickle.loads(data)
+        return _PlainUnpickler(data).load()
     except ProtocolError:
         raise
     except Exception as error:  # a damaged pickle may fail with just about anything
-        raise ProtocolError(f'a message that cannot be unpickled ({error})') from None
+        raise ProtocolError('a message that cannot be unpickled (%.200s)' % error) from None
 
 
-#: Both sides accept the same: no peer has a reason to send more than plain data.
-load_from_client = loads
-load_from_server = loads
+# ---- the short proof ---------------------------------------------------------------
+
+_CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+
+_unpack_length = Struct('<I').unpack_from
+
+#: How many opcodes the short proof looks at: so few that they cannot make too many keys.
+_SIMPLE = KEYS
+
+# What the short proof knows of an opcode: its whole size, up to 9, or one of these.
+_COUNTED_1, _COUNTED_4, _ABSORBS, _ENDS, _OTHER = range(10, 15)
 
 
-# ---- the walk over the opcodes ----------------------------------------------
+def _kinds() -> bytes:
+    kinds = bytearray([_OTHER]) * 256
+    for kind, names in {
+        1: 'NONE NEWTRUE NEWFALSE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET MARK MEMOIZE',
+        2: 'PROTO BININT1 BINPUT',
+        3: 'BININT2',
+        5: 'BININT',
+        9: 'BINFLOAT FRAME',
+        _COUNTED_1: 'LONG1 SHORT_BINBYTES SHORT_BINUNICODE SHORT_BINSTRING',
+        _COUNTED_4: 'BINBYTES BINUNICODE',
+        _ABSORBS: 'TUPLE1 TUPLE2 TUPLE3 TUPLE LIST DICT APPEND APPENDS SETITEM SETITEMS'
+                  ' ADDITEMS FROZENSET',
+        _ENDS: 'STOP',
+    }.items():
+        for name in names.split():
+            kinds[_CODES[name]] = kind
+    return bytes(kinds)
 
-def _table() -> tuple[list[int], list[Callable[['_Walk'], None] | None]]:
-    """For each opcode: the size of its fixed argument if it makes an atom, else -1; and its step."""
-    atoms = [-1] * 256
-    steps: list[Callable[[_Walk], None] | None] = [None] * 256
-    for name, size in [('NONE', 0), ('NEWTRUE', 0), ('NEWFALSE', 0), ('BININT', 4),
-                       ('BININT1', 1), ('BININT2', 2), ('BINFLOAT', 8)]:
-        atoms[ord(_CODES[name])] = size
-    for name, step in _STEPS.items():
-        steps[ord(_CODES[name])] = step
-    return atoms, steps
+
+_KINDS = _kinds()
+
+
+def _is_simple(data: bytes | bytearray) -> bool:
+    """Whether a pickle is too short and simple to do anything but make plain values.
+
+    Each opcode adds one level of depth at most, and only by absorbing others; so their number bounds
+    the depth.  Nothing here refers to anything again, and memo indexes have one byte.
+    """
+    at = absorbing = 0
+    try:
+        for _ in repeat(None, _SIMPLE):
+            kind = _KINDS[data[at]]
+            if kind < 10:
+                at += kind
+            elif kind == _COUNTED_1:
+                at += 2 + data[at + 1]
+            elif kind == _COUNTED_4:
+                at += 5 + _unpack_length(data, at + 1)[0]
+            elif kind == _ABSORBS:
+                at += 1
+                absorbing += 1
+            else:
+                return kind == _ENDS and absorbing < DEPTH and at + 1 == len(data)
+    except (IndexError, StructError):
+        pass  # it ends too early; the long proof says so
+    return False
+
+
+# ---- the long proof ----------------------------------------------------------------
+
+# What the walk knows of a value on the pickle's stack.  A container is one more than the greatest of
+# its contents.  The last two are far beyond `DEPTH`, so that no container can hold them.
+_TEXT = 0  # text or bytes
+_ATOM = 1  # a number, None, ...
+_RECIPE = 1000  # the arguments of `copyreg._reconstructor`
+_MAKER = 1001  # one of `_MAKERS`
+
+
+def _sizes(sizes: dict[str, int]) -> bytes:
+    by_code = bytearray(256)
+    for name, size in sizes.items():
+        by_code[_CODES[name]] = size
+    return bytes(by_code)
+
+
+_ATOMS = _sizes({'NONE': 1, 'NEWTRUE': 1, 'NEWFALSE': 1, 'BININT1': 2, 'BININT2': 3, 'BININT': 5,
+                 'BINFLOAT': 9})
+_COUNTED = _sizes({'SHORT_BINBYTES': 1, 'BINBYTES': 4, 'BINBYTES8': 8, 'BYTEARRAY8': 8,
+                   'SHORT_BINUNICODE': 1, 'BINUNICODE': 4, 'BINUNICODE8': 8,
+                   'SHORT_BINSTRING': 1, 'BINSTRING': 4})
+_STOP = _CODES['STOP']
 
 
 class _Walk:
-    """The state of `inspect`: where we are, and the depth of each value on the pickle's stack."""
+    """What a pickle would do to its stack, and to the limits."""
 
-    __slots__ = ('data', 'at', 'stack', 'marks', 'memo', 'shared', 'has_globals')
+    __slots__ = ('data', 'opcodes', 'at', 'stack', 'marks', 'memo', 'shared', 'keys', 'containers',
+                 'has_makers')
 
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: bytes | bytearray, opcodes: int) -> None:
         self.data = data
+        self.opcodes = opcodes
         self.at = 0
         self.stack: list[int] = []
         self.marks: list[int] = []
-        self.memo: dict[int, int] = {}
+        self.memo: list[int] = []
         self.shared = 0
-        self.has_globals = False
+        self.keys = 0
+        self.containers = 0
+        self.has_makers = False
 
-    def skip_counted(self, size: int) -> None:
-        at = self.at
-        count = int.from_bytes(self.data[at:at + size], 'little')
-        self.at = at + size + count
-        self.stack.append(0)
+    def prove(self) -> bool:
+        """Whether the pickle names makers; raises `ProtocolError` if it is not proved harmless."""
+        data = self.data
+        push = self.stack.append
+        at = 0
+        try:
+            for _ in repeat(None, self.opcodes):
+                code = data[at]
+                size = _ATOMS[code]
+                if size:
+                    at += size
+                    push(_ATOM)
+                    continue
+                size = _COUNTED[code]
+                if size:
+                    at += 1
+                    at += size + (data[at] if size == 1
+                                  else int.from_bytes(data[at:at + size], 'little'))
+                    push(_TEXT)
+                    continue
+                if code == _STOP:
+                    break
+                step = _STEPS[code]
+                if step is None:
+                    raise ProtocolError(f'a message with the pickle opcode {chr(code)!r}')
+                self.at = at + 1
+                step(self)
+                at = self.at
+            else:
+                raise ProtocolError(f'a message of more than {self.opcodes} parts')
+        except (IndexError, ValueError):
+            raise ProtocolError('a damaged message') from None
+        if at + 1 != len(data) or len(self.stack) != 1 or self.stack[0] >= _RECIPE or self.marks:
+            raise ProtocolError('a damaged message')
+        if self.containers > CONTAINERS and self.containers * CONTAINER_BYTES > len(data):
+            raise ProtocolError('a message of hardly anything but containers')
+        return self.has_makers
 
-    def line(self) -> bytes:
-        end = self.data.find(b'\n', self.at)
-        if end < 0:
-            raise ProtocolError('a message that ends in the middle of a line')
-        line = bytes(self.data[self.at:end])
-        self.at = end + 1
-        return line
+    # ---- arguments that stand in the pickle
 
     def number(self, size: int) -> int:
         at = self.at
         self.at = at + size
         return int.from_bytes(self.data[at:at + size], 'little')
 
-    def from_mark(self) -> int:
-        """Take what was pushed since the last mark; the greatest depth among it."""
+    def line(self, limit: int) -> bytes:
+        end = self.data.find(b'\n', self.at, self.at + limit + 1)
+        if end < 0:
+            raise ProtocolError('a message with an endless line or number')
+        line = bytes(self.data[self.at:end])
+        self.at = end + 1
+        return line
+
+    def index(self) -> int:
+        line = self.line(20)
+        if not line.isdigit():
+            raise ValueError
+        return int(line)
+
+    def proto(self) -> None:
+        if self.number(1) > pickle.HIGHEST_PROTOCOL:
+            raise ProtocolError('a message in an unknown pickle protocol')
+
+    def skip_number(self, size: int) -> None:
+        length = self.number(size)
+        if length > NUMBER:
+            raise ProtocolError(f'a message with a number of {length} bytes')
+        self.at += length
+        self.stack.append(_ATOM)
+
+    def skip_number_line(self) -> None:
+        self.line(NUMBER)
+        self.stack.append(_ATOM)
+
+    def skip_text_line(self) -> None:
+        self.line(len(self.data))
+        self.stack.append(_TEXT)
+
+    # ---- values on the stack
+
+    def mark(self) -> None:
+        if len(self.marks) > DEPTH:
+            raise ProtocolError('a message that begins too many things at once')
+        self.marks.append(len(self.stack))
+
+    def from_mark(self) -> list[int]:
+        """Take what was pushed since the last mark."""
         mark = self.marks.pop()
-        depth = max(self.stack[mark:], default=0)
+        values = self.stack[mark:]
         del self.stack[mark:]
-        return depth
+        return values
 
-    def top(self, count: int) -> int:
-        """Take ``count`` values; the greatest depth among them."""
-        if self.marks and len(self.stack) - count < self.marks[-1]:
-            raise ProtocolError('a message that mixes up its stack')
-        depth = max(self.stack[-count:])
-        if len(self.stack) < count:
+    def top(self, count: int) -> list[int]:
+        """Take ``count`` values."""
+        start = len(self.stack) - count
+        if start < (self.marks[-1] if self.marks else 0):
             raise IndexError
-        del self.stack[-count:]
-        return depth
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
 
-    def push_container(self, content: int) -> None:
+    def push_container(self, contents: list[int]) -> None:
+        self.containers += 1
+        self.push_deeper(max(contents, default=0))
+
+    def push_deeper(self, content: int) -> None:
         if content >= DEPTH:
-            raise ProtocolError(f'a message nested deeper than {DEPTH} levels')
+            raise ProtocolError('a message that uses a type as a value' if content >= _RECIPE else
+                                f'a message nested deeper than {DEPTH} levels')
         self.stack.append(content + 1)
 
-    def grow(self, content: int) -> None:
-        """The container on top of the stack has got new content of that depth."""
-        self.push_container(max(content, self.stack.pop() - 1))
+    def push_tuple(self, contents: list[int]) -> None:
+        if len(contents) == 3 and _MAKER in contents and contents[2] <= _ATOM:
+            self.stack.append(_RECIPE)
+        else:
+            self.push_container(contents)
+
+    def grow(self, contents: list[int]) -> None:
+        """The container on top of the stack gets new contents."""
+        self.push_deeper(max(max(contents, default=0), self.top(1)[0] - 1))
+
+    def count_keys(self, keys: list[int]) -> list[int]:
+        self.keys += len(keys) - keys.count(_TEXT)
+        if self.keys > KEYS:
+            raise ProtocolError(f'a message with more than {KEYS} unusual keys')
+        return keys
+
+    def push_dict(self) -> None:
+        contents = self.from_mark()
+        self.count_keys(contents[::2])
+        self.push_container(contents)
+
+    def set_items(self, contents: list[int]) -> None:
+        self.count_keys(contents[::2])
+        self.grow(contents)
+
+    # ---- what occurs again
 
     def put(self, index: int) -> None:
-        if index > len(self.data):
-            raise ProtocolError('a message whose memo is out of proportion')
-        self.memo[index] = self.stack[-1]
+        if index > len(self.memo):
+            raise ProtocolError('a message whose memo has holes')
+        self.memo[index:index + 1] = self.stack[-1:]
 
-    def get(self, index: int) -> None:
-        self.again(self.memo[index])
-
-    def again(self, depth: int) -> None:
-        """Refer once more to a value of that depth."""
-        if depth:
+    def again(self, value: int) -> None:
+        if _ATOM < value < _RECIPE:
             self.shared += 1
             if self.shared > SHARED:
                 raise ProtocolError('a message that refers to its own parts too often')
-        self.stack.append(depth)
+        self.stack.append(value)
 
-    def name(self, name: tuple[str, str]) -> None:
+    def duplicate(self) -> None:
+        value, = self.top(1)
+        self.stack.append(value)
+        self.again(value)
+
+    # ---- globals and their use
+
+    def name(self) -> None:
+        name = self.line(100).decode(), self.line(100).decode()
         if name not in _MAKERS:
-            raise ProtocolError('a message that names %.200s.%.200s' % name)
-        self.has_globals = True
-        self.stack.append(0)
+            raise ProtocolError('a message that names %.100r.%.100r' % name)
+        self.push_maker()
+
+    def name_from_stack(self) -> None:
+        self.top(2)  # these are values: `find_class` looks at them
+        self.push_maker()
+
+    def push_maker(self) -> None:
+        self.has_makers = True
+        self.stack.append(_MAKER)
+
+    def make(self) -> None:
+        maker, arguments = self.top(2)
+        if maker != _MAKER:
+            raise ProtocolError('a message that calls a value')
+        self.push_container([_ATOM if arguments == _RECIPE else arguments])
 
 
-def _proto(walk: _Walk) -> None:
-    if walk.number(1) > pickle.HIGHEST_PROTOCOL:
-        raise ProtocolError('a message in an unknown pickle protocol')
-
-
-def _frame(walk: _Walk) -> None:
-    walk.at += 8  # how much follows, for readers from files; we have it all
-
-
-def _text_line(walk: _Walk) -> None:
-    walk.line()
-    walk.stack.append(0)
-
-
-def _mark(walk: _Walk) -> None:
-    walk.marks.append(len(walk.stack))
-
-
-def _setitem(walk: _Walk) -> None:
-    walk.grow(walk.top(2))
-
-
-def _global(walk: _Walk) -> None:
-    walk.name((walk.line().decode(), walk.line().decode()))
-
-
-def _stack_global(walk: _Walk) -> None:
-    walk.top(2)  # the names are values here: find_class looks at them
-    walk.has_globals = True
-    walk.stack.append(0)
-
-
-def _reduce(walk: _Walk) -> None:
-    walk.push_container(walk.top(2))
-
-
-def _build(walk: _Walk) -> None:
-    walk.grow(walk.top(1))
-
-
-_CODES = {opcode.name: opcode.code for opcode in pickletools.opcodes}
-_STEPS: dict[str, Callable[[_Walk], None]] = {
-    'PROTO': _proto,
-    'FRAME': _frame,
-    'INT': _text_line, 'LONG': _text_line, 'FLOAT': _text_line, 'STRING': _text_line,
-    'UNICODE': _text_line,
-    'LONG1': lambda walk: walk.skip_counted(1),
-    'LONG4': lambda walk: walk.skip_counted(4),
-    'SHORT_BINBYTES': lambda walk: walk.skip_counted(1),
-    'BINBYTES': lambda walk: walk.skip_counted(4),
-    'BINBYTES8': lambda walk: walk.skip_counted(8),
-    'BYTEARRAY8': lambda walk: walk.skip_counted(8),
-    'SHORT_BINSTRING': lambda walk: walk.skip_counted(1),
-    'BINSTRING': lambda walk: walk.skip_counted(4),
-    'SHORT_BINUNICODE': lambda walk: walk.skip_counted(1),
-    'BINUNICODE': lambda walk: walk.skip_counted(4),
-    'BINUNICODE8': lambda walk: walk.skip_counted(8),
-    'MARK': _mark,
-    'EMPTY_LIST': lambda walk: walk.push_container(0),
-    'EMPTY_DICT': lambda walk: walk.push_container(0),
-    'EMPTY_TUPLE': lambda walk: walk.push_container(0),
-    'EMPTY_SET': lambda walk: walk.push_container(0),
-    'TUPLE': lambda walk: walk.push_container(walk.from_mark()),
+_STEPS: list[Callable[[_Walk], None] | None] = [None] * 256
+for _name, _step in {
+    'PROTO': _Walk.proto,
+    'FRAME': lambda walk: walk.number(8),  # how much follows; we have it all
+    'INT': _Walk.skip_number_line,
+    'LONG': _Walk.skip_number_line,
+    'FLOAT': _Walk.skip_number_line,
+    'LONG1': lambda walk: walk.skip_number(1),
+    'LONG4': lambda walk: walk.skip_number(4),
+    'UNICODE': _Walk.skip_text_line,
+    'MARK': _Walk.mark,
+    'EMPTY_TUPLE': lambda walk: walk.push_container([]),
+    'EMPTY_LIST': lambda walk: walk.push_container([]),
+    'EMPTY_DICT': lambda walk: walk.push_container([]),
+    'EMPTY_SET': lambda walk: walk.push_container([]),
+    'TUPLE': lambda walk: walk.push_tuple(walk.from_mark()),
+    'TUPLE1': lambda walk: walk.push_tuple(walk.top(1)),
+    'TUPLE2': lambda walk: walk.push_tuple(walk.top(2)),
+    'TUPLE3': lambda walk: walk.push_tuple(walk.top(3)),
     'LIST': lambda walk: walk.push_container(walk.from_mark()),
-    'DICT': lambda walk: walk.push_container(walk.from_mark()),
-    'FROZENSET': lambda walk: walk.push_container(walk.from_mark()),
-    'TUPLE1': lambda walk: walk.push_container(walk.top(1)),
-    'TUPLE2': lambda walk: walk.push_container(walk.top(2)),
-    'TUPLE3': lambda walk: walk.push_container(walk.top(3)),
+    'DICT': _Walk.push_dict,
+    'FROZENSET': lambda walk: walk.push_container(walk.count_keys(walk.from_mark())),
     'APPEND': lambda walk: walk.grow(walk.top(1)),
-    'SETITEM': _setitem,
     'APPENDS': lambda walk: walk.grow(walk.from_mark()),
-    'SETITEMS': lambda walk: walk.grow(walk.from_mark()),
-    'ADDITEMS': lambda walk: walk.grow(walk.from_mark()),
-    'POP_MARK': lambda walk: (walk.from_mark(), None)[1],
-    'PUT': lambda walk: walk.put(int(walk.line())),
+    'SETITEM': lambda walk: walk.set_items(walk.top(2)),
+    'SETITEMS': lambda walk: walk.set_items(walk.from_mark()),
+    'ADDITEMS': lambda walk: walk.grow(walk.count_keys(walk.from_mark())),
+    'PUT': lambda walk: walk.put(walk.index()),
     'BINPUT': lambda walk: walk.put(walk.number(1)),
     'LONG_BINPUT': lambda walk: walk.put(walk.number(4)),
     'MEMOIZE': lambda walk: walk.put(len(walk.memo)),
-    'GET': lambda walk: walk.get(int(walk.line())),
-    'BINGET': lambda walk: walk.get(walk.number(1)),
-    'LONG_BINGET': lambda walk: walk.get(walk.number(4)),
-    'DUP': lambda walk: walk.again(walk.stack[-1]),
-    'GLOBAL': _global,
-    'STACK_GLOBAL': _stack_global,
-    'REDUCE': _reduce,
-    'NEWOBJ': _reduce,
-    'BUILD': _build,
-}
-_ATOMS, _STEP = _table()
-_STOP = ord(_CODES['STOP'])
+    'GET': lambda walk: walk.again(walk.memo[walk.index()]),
+    'BINGET': lambda walk: walk.again(walk.memo[walk.number(1)]),
+    'LONG_BINGET': lambda walk: walk.again(walk.memo[walk.number(4)]),
+    'DUP': _Walk.duplicate,
+    'GLOBAL': _Walk.name,
+    'STACK_GLOBAL': _Walk.name_from_stack,
+    'REDUCE': _Walk.make,
+    'NEWOBJ': _Walk.make,
+    'BUILD': lambda walk: walk.grow(walk.top(1)),
+}.items():
+    _STEPS[_CODES[_name]] = _step
 
 
-def inspect(data: bytes | bytearray) -> bool:
-    """Prove that a pickle can only make plain values; True if it names globals of the fixed table.
-
-    Raises `ProtocolError` if it cannot be proved.  Linear in the number of opcodes.
-    """
-    walk = _Walk(data)
-    push = walk.stack.append
-    try:
-        while True:
-            code = data[walk.at]
-            size = _ATOMS[code]
-            if size >= 0:
-                walk.at += 1 + size
-                push(0)
-                continue
-            walk.at += 1
-            step = _STEP[code]
-            if step is not None:
-                step(walk)
-            elif code == _STOP:
-                break
-            else:
-                raise ProtocolError(f'a message with the pickle opcode {chr(code)!r}')
-    except (IndexError, KeyError, ValueError):
-        raise ProtocolError('a damaged message') from None
-    if walk.at != len(data) or len(walk.stack) != 1 or walk.marks:
-        raise ProtocolError('a damaged message')
-    return walk.has_globals
-
-
-# ---- the globals ---------------------------------------------------------------
+# ---- the globals -------------------------------------------------------------------
 
 class _PlainUnpickler(pickle.Unpickler):
-    """An unpickler that knows the names in `_MAKERS` and gives out harmless makers for them."""
+    """An unpickler that knows the names in `_MAKERS` and nothing else."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         super().__init__(io.BytesIO(data))
-        self.budget = len(data)  # elements that makers may copy: what was sent, not more
+        self.budget = len(data)  # what makers may copy: as much as was sent
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            make = _MAKERS[module, name]
-        except (KeyError, TypeError):
-            raise ProtocolError('a message that names %.200s.%.200s' % (module, name)) from None
-        return make if isinstance(make, type) else _Maker(self, make)
+        make = _MAKERS.get((module, name))
+        if make is None:
+            raise ProtocolError('a message that names %.100r.%.100r' % (module, name))
+        return make if make is Prefix else _Maker(self, make)
 
 
 class _Maker:
-    """Stands for a builtin in a pickle: callable with plain values, and not to be altered."""
+    """Stands for a global in a pickle: called with plain values, it makes a plain value."""
 
     __slots__ = ('unpickler', 'make')
 
@@ -318,15 +468,22 @@ class _Maker:
             raise ProtocolError('a message that copies its own parts too often')
         return self.make(*args)
 
-    def __setstate__(self, state: Any) -> None:
-        raise ProtocolError('a message that tries to alter a type')
 
-
-def _of_items(kind: Callable[..., Any]) -> Callable[..., Any]:
+def _sequence(kind: Callable[..., Any]) -> Callable[..., Any]:
     def make(items: Any = ()) -> Any:
         if not isinstance(items, (list, tuple, set, frozenset, dict)):
             raise ProtocolError('a message that makes a container from something else')
         return kind(items)
+    return make
+
+
+def _with_keys(kind: Callable[..., Any]) -> Callable[..., Any]:
+    make_any = _sequence(kind)
+
+    def make(items: Any = ()) -> Any:
+        if len(items) > KEYS and not all(isinstance(item, (bytes, str)) for item in items):
+            raise ProtocolError(f'a message with more than {KEYS} unusual keys')
+        return make_any(items)
     return make
 
 
@@ -361,40 +518,56 @@ def _text(content: Any = '') -> str:
     return content
 
 
+def _object() -> Any:
+    raise ProtocolError('a message that makes an object without properties')
+
+
 def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
     """`copyreg._reconstructor`, which protocols 0 and 1 use for instances of classes."""
-    if kind is Prefix:
-        return Prefix()
-    if not isinstance(kind, _Maker):
+    if kind is not Prefix:
         raise ProtocolError('a message that makes an unknown kind of object')
-    return kind(state)
+    return Prefix()
 
 
 class Prefix:
-    """Equal to any text that starts with a path: `ZopeUndo.Prefix.Prefix` as undo filters send it."""
+    """Equal to any path that begins with the same names: `ZopeUndo.Prefix.Prefix`.
 
-    __slots__ = ('path', 'length')
+    Zope asks with it for the transactions of one folder.  It compares with the user name of a
+    transaction, which there consists of the path of the user folder, a space and the name.
+    """
+
+    __slots__ = ('path',)
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, path: Any = '') -> None:
-        self.path = path if isinstance(path, (str, bytes)) else ''
-        self.length = len(self.path)
+    path: list[str]
+
+    def __new__(cls, path: str = '') -> 'Prefix':
+        self = super().__new__(cls)
+        self.path = path.split('/')
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError('an undo prefix is for asking, not for storing')
 
     def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict):
+        path = state.get('path') if isinstance(state, dict) else None
+        if not isinstance(path, list) or not all(isinstance(name, str) for name in path):
             raise ProtocolError('an undo prefix without its path')
-        self.__init__(state.get('value', state.get('path', '')))  # type: ignore[misc]
+        self.path = path
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, bytes) and isinstance(self.path, str):
-            return other.startswith(self.path.encode())
-        if isinstance(other, str) and isinstance(self.path, bytes):
-            return other.startswith(self.path.decode('utf-8', 'replace'))
-        return isinstance(other, (bytes, str)) and other[:self.length] == self.path
+        if isinstance(other, bytes):
+            other = other.decode('utf-8', 'replace')
+        if not isinstance(other, str):
+            return NotImplemented
+        path = other.split('/')
+        if ' ' in path[-1]:
+            path[-1] = path[-1].rpartition(' ')[0]
+        return path[:len(self.path)] == self.path
 
 
 _MAKERS: dict[tuple[str, str], Any] = {
-    ('zodbpickle', 'binary'): _bytes_like(binary),
+    ('zodbpickle', 'binary'): _bytes_like(bytes),
     ('copyreg', '_reconstructor'): _reconstruct,
     ('copy_reg', '_reconstructor'): _reconstruct,
     ('_codecs', 'encode'): _encode,
@@ -402,11 +575,11 @@ _MAKERS: dict[tuple[str, str], Any] = {
 }
 for _builtins in ('builtins', '__builtin__'):
     _MAKERS.update({
-        (_builtins, 'dict'): _of_items(dict),
-        (_builtins, 'list'): _of_items(list),
-        (_builtins, 'tuple'): _of_items(tuple),
-        (_builtins, 'set'): _of_items(set),
-        (_builtins, 'frozenset'): _of_items(frozenset),
+        (_builtins, 'dict'): _with_keys(dict),
+        (_builtins, 'set'): _with_keys(set),
+        (_builtins, 'frozenset'): _with_keys(frozenset),
+        (_builtins, 'list'): _sequence(list),
+        (_builtins, 'tuple'): _sequence(tuple),
         (_builtins, 'bytes'): _bytes_like(bytes),
         (_builtins, 'bytearray'): _bytes_like(bytearray),
         (_builtins, 'str'): _text,
@@ -414,5 +587,5 @@ for _builtins in ('builtins', '__builtin__'):
         (_builtins, 'float'): _number(float),
         (_builtins, 'complex'): _number(complex),
         (_builtins, 'bool'): _number(bool),
-        (_builtins, 'object'): lambda: None,
+        (_builtins, 'object'): _object,
     })
