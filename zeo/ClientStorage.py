@@ -20,8 +20,6 @@ from ZODB.POSException import POSKeyError
 from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import maxtid
-from ZODB.utils import p64
-from ZODB.utils import u64
 from ZODB.utils import z64
 
 from zeo.client.cache import Cache
@@ -259,8 +257,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     # ---- loading
 
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
-        found = self._cache.loadBefore(oid, tid)
-        if found is not None:
+        cache = self._cache
+        found = cache.loadBefore(oid, tid)
+        # A revision may be there before the database has heard of it.  The server's reply comes after.
+        if found is not None and found[1] <= cache.last_tid:
             return found
         _check_ids(oid, tid)
         link = self._supervisor.link
@@ -292,10 +292,6 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
         _check_ids(oid, serial)
-        if serial < maxtid:
-            found = self._cache.loadBefore(oid, p64(u64(serial) + 1))
-            if found is not None and found[1] == serial:
-                return found[0]
         data: bytes = self._call('loadSerial', oid, serial)
         return data
 

@@ -231,8 +231,9 @@ class Channel:
         """
         self._sock.settimeout(seconds)
         if seconds is None:
+            whole, part = divmod(HEARTBEAT_INTERVAL, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
-                                  struct.pack('ll', int(HEARTBEAT_INTERVAL), 0))
+                                  struct.pack('ll', int(whole), int(part * 1_000_000)))
 
     # ---- one call
 

@@ -1,0 +1,630 @@
+"""One connection: who reads, who is woken, and in which order things happen."""
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ZODB.POSException import POSKeyError
+
+from tests.client.conftest import Calls
+from tests.client.conftest import Line
+from tests.client.peer import PATIENCE
+from tests.client.peer import oid
+from tests.client.peer import tid
+from tests.system.servers import until
+from zeo.client import channel as module
+from zeo.client.channel import Sleeper
+from zeo.errors import ClientDisconnected
+from zeo.errors import ClientStorageError
+from zeo.errors import ProtocolError
+from zeo.errors import ServerException
+from zeo.wire.framing import frame
+from zeo.wire.messages import HEARTBEAT
+from zeo.wire.messages import invalidation_notice
+from zeo.wire.messages import load_reply
+from zeo.wire.messages import notice
+from zeo.wire.messages import reply
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, but nobody else's."""
+
+
+@pytest.fixture
+def interruption() -> Iterator[Any]:
+    """A function by which another thread makes a signal handler raise in the main thread."""
+    def handler(*_: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    main = threading.main_thread().ident
+    assert main is not None
+    yield lambda: signal.pthread_kill(main, signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def parked(line: Line, number: int) -> None:
+    until(lambda: len(line.channel._parked) == number, f'{number} sleepers')
+
+
+# ---- calls and replies
+
+
+def test_a_call_returns_what_the_server_replies(line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.call, 'getTid', (oid(1),))
+    message = line.peer.read('getTid')
+    assert message.args == (oid(1),)
+    line.peer.answer(message, tid(7))
+    assert result() == tid(7)
+
+
+def test_an_error_reply_raises_and_leaves_the_connection_usable(line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.call, 'getTid', (oid(1),))
+    line.peer.refuse(line.peer.read(), POSKeyError(oid(1)))
+    with pytest.raises(POSKeyError):
+        result()
+    result = calls.start(line.channel.call, 'ping')
+    line.peer.refuse(line.peer.read(), ZeroDivisionError('oops'))
+    with pytest.raises(ServerException, match='oops'):
+        result()
+    assert line.channel.ended is None
+
+
+def test_replies_may_come_in_any_order(line: Line, calls: Calls) -> None:
+    results = [calls.start(line.channel.call, 'getTid', (oid(n),)) for n in range(3)]
+    messages = sorted((line.peer.read() for _ in results), key=lambda message: message.args[0])
+    for message in reversed(messages):
+        line.peer.answer(message, message.args[0])
+    assert [result() for result in results] == [oid(0), oid(1), oid(2)]
+
+
+def test_several_waiters_of_one_failed_load_get_an_exception_each(line: Line, calls: Calls) -> None:
+    results = [calls.start(line.channel.load, oid(1), tid(9)) for _ in range(2)]
+    parked(line, 1)
+    line.peer.refuse(line.peer.read(), POSKeyError(oid(1)))
+    errors = []
+    for result in results:
+        with pytest.raises(POSKeyError) as raised:
+            result()
+        errors.append(raised.value)
+    assert errors[0] is not errors[1]
+
+
+def test_a_message_that_cannot_be_decoded_ends_the_call_and_the_connection(
+        line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.call, 'ping')
+    line.peer.read()
+    line.peer.send(frame(b'cos\nsystem\n.'))
+    with pytest.raises(ProtocolError):
+        result()
+    assert line.peer.at_end()
+
+
+@pytest.mark.parametrize('fault', [None, (), ('a', 'b', 'c')])
+def test_an_error_reply_of_no_known_form_ends_the_call(line: Line, calls: Calls, fault: Any) -> None:
+    result = calls.start(line.channel.call, 'ping')
+    message = line.peer.read()
+    good, = reply(message.id, fault)
+    bad = good.replace(b'K\x00X', b'K\x02X')
+    assert bad != good
+    line.peer.send((bad,))
+    with pytest.raises(ProtocolError):
+        result()
+
+
+def test_unknown_notices_and_replies_to_nobody_do_no_harm(line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.call, 'ping')
+    message = line.peer.read()
+    line.peer.send(notice('receiveBlobStart', (1, 2)), reply(b'K\x63', 5), reply(message.id, 'there'))
+    assert result() == 'there'
+
+
+# ---- the reading turn: somebody reads while somebody waits
+
+
+def test_a_leader_that_leaves_gives_the_turn_to_a_sleeper(line: Line, calls: Calls) -> None:
+    first = calls.start(line.channel.call, 'first')
+    first_message = line.peer.read('first')
+    second = calls.start(line.channel.call, 'second')
+    second_message = line.peer.read('second')
+    parked(line, 1)
+    line.peer.answer(first_message, 1)
+    assert first() == 1
+    line.peer.answer(second_message, 2)  # there is no watcher: only the sleeper can read it
+    assert second() == 2
+
+
+def test_a_leader_wakes_the_sleeper_whose_reply_it_reads(line: Line, calls: Calls) -> None:
+    first = calls.start(line.channel.call, 'first')
+    first_message = line.peer.read('first')
+    second = calls.start(line.channel.call, 'second')
+    second_message = line.peer.read('second')
+    parked(line, 1)
+    line.peer.answer(second_message, 2)
+    assert second() == 2
+    line.peer.answer(first_message, 1)
+    assert first() == 1
+
+
+def test_who_parks_just_when_the_leader_has_left_reads_itself(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader frees the turn after the other found it taken, and before it has parked."""
+    found_taken, may_park = threading.Event(), threading.Event()
+
+    class LateSleeper(Sleeper):
+        def __init__(self) -> None:
+            found_taken.set()
+            assert may_park.wait(PATIENCE)
+            super().__init__()
+
+    monkeypatch.setattr(module, 'Sleeper', LateSleeper)
+    first = calls.start(line.channel.call, 'first')
+    first_message = line.peer.read('first')
+    second = calls.start(line.channel.call, 'second')
+    second_message = line.peer.read('second')
+    assert found_taken.wait(PATIENCE)
+    line.peer.answer(first_message, 1)
+    assert first() == 1
+    may_park.set()
+    line.peer.answer(second_message, 2)
+    assert second() == 2
+
+
+def test_who_parks_just_when_its_reply_was_read_does_not_sleep(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    found_taken, may_park = threading.Event(), threading.Event()
+
+    class LateSleeper(Sleeper):
+        def __init__(self) -> None:
+            found_taken.set()
+            assert may_park.wait(PATIENCE)
+            super().__init__()
+
+    monkeypatch.setattr(module, 'Sleeper', LateSleeper)
+    first = calls.start(line.channel.call, 'first')
+    first_message = line.peer.read('first')
+    second = calls.start(line.channel.call, 'second')
+    second_message = line.peer.read('second')
+    assert found_taken.wait(PATIENCE)
+    line.peer.answer(second_message, 2)
+    until(lambda: len(line.channel._requests) == 1, 'the second reply was dispatched')
+    may_park.set()
+    assert second() == 2
+    line.peer.answer(first_message, 1)
+    assert first() == 1
+
+
+def test_who_parks_between_the_leaders_look_and_its_freeing_the_turn_is_not_forgotten(
+        line: Line, calls: Calls) -> None:
+    """The leader finds nobody parked; somebody parks and finds the turn taken; the leader frees it."""
+    looked, may_free = threading.Event(), threading.Event()
+    turn = line.channel._turn
+
+    class SlowTurn:
+        def acquire(self, *args: Any, **kw: Any) -> bool:
+            return turn.acquire(*args, **kw)
+
+        def release(self) -> None:
+            looked.set()
+            assert may_free.wait(PATIENCE)
+            turn.release()
+
+    line.channel._turn = SlowTurn()  # type: ignore[assignment]
+    first = calls.start(line.channel.call, 'first')
+    line.peer.answer(line.peer.read('first'), 1)
+    assert looked.wait(PATIENCE)
+    second = calls.start(line.channel.call, 'second')
+    second_message = line.peer.read('second')
+    parked(line, 1)
+    may_free.set()
+    assert first() == 1
+    line.peer.answer(second_message, 2)
+    assert second() == 2
+
+
+def test_a_sleeper_may_be_interrupted_and_its_reply_still_has_its_effect(
+        line: Line, calls: Calls, interruption: Any) -> None:
+    first = calls.start(line.channel.call, 'first')
+    first_message = line.peer.read('first')
+
+    def interrupt() -> None:
+        parked(line, 1)
+        interruption()
+
+    helper = calls.start(interrupt)
+    effects: list[Any] = []
+    with pytest.raises(Interrupted):
+        line.channel.call('second', (), lambda key, result: effects.append(result))
+    helper()
+    assert not line.channel._parked
+    line.peer.answer(line.peer.read('second'), 2)
+    line.peer.answer(first_message, 1)
+    assert first() == 1
+    assert effects == [2]
+    third = calls.start(line.channel.call, 'third')
+    line.peer.answer(line.peer.read('third'), 3)
+    assert third() == 3
+
+
+def test_a_sleeper_interrupted_when_it_is_given_the_turn_passes_it_on(
+        line: Line, calls: Calls, interruption: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken = threading.Event()
+
+    class InterruptedSleeper(Sleeper):
+        def wake(self) -> None:  # its entry was just removed, by somebody who gives it the turn
+            assert self.given
+            interruption()
+            until(lambda: waiting, 'the sleeper waits for its waker')
+            woken.set()
+            super().wake()
+
+        def await_waker(self) -> None:
+            waiting.append(True)
+            super().await_waker()
+
+    waiting: list[bool] = []
+    first = calls.start(line.channel.call, 'first')
+    first_message = line.peer.read('first')
+    third: list[Any] = []
+
+    def go_on() -> None:
+        parked(line, 1)
+        line.peer.answer(first_message, 1)
+        assert woken.wait(PATIENCE)
+
+    monkeypatch.setattr(module, 'Sleeper', InterruptedSleeper)
+    helper = calls.start(go_on)
+    with pytest.raises(Interrupted):
+        line.channel.call('second')
+    helper()
+    assert first() == 1
+    monkeypatch.undo()
+    third.append(calls.start(line.channel.call, 'third'))
+    line.peer.read('second')
+    line.peer.answer(line.peer.read('third'), 3)
+    assert third[0]() == 3
+
+
+def test_a_leader_that_is_interrupted_ends_the_connection_and_everybody_hears_of_it(
+        line: Line, calls: Calls, interruption: Any) -> None:
+    others: list[Any] = []
+
+    def interrupt() -> None:
+        line.peer.read('main')
+        others.append(calls.start(line.channel.call, 'other'))
+        line.peer.read('other')
+        parked(line, 1)
+        interruption()
+
+    helper = calls.start(interrupt)
+    with pytest.raises(Interrupted):
+        line.channel.call('main')
+    helper()
+    with pytest.raises(ClientDisconnected):
+        others[0]()
+
+
+def test_a_call_from_within_an_effect_raises_at_once(line: Line, calls: Calls) -> None:
+    refusals: list[str] = []
+
+    def effect(key: Any, result: Any) -> None:
+        for forbidden in (line.channel.call, line.channel.post):
+            try:
+                forbidden('ping')
+            except ClientStorageError as error:
+                refusals.append(str(error))
+
+    result = calls.start(line.channel.call, 'first', (), effect)
+    line.peer.answer(line.peer.read('first'), 1)
+    assert result() == 1
+    assert len(refusals) == 2
+    assert line.channel.ended is None
+
+
+def test_a_call_by_a_signal_handler_that_interrupts_a_call_raises_at_once(
+        line: Line, calls: Calls) -> None:
+    refusals: list[BaseException] = []
+
+    def handler(*_: Any) -> None:
+        try:
+            line.channel.call('ping')
+        except ClientStorageError as error:
+            refusals.append(error)
+
+    def script() -> None:
+        message = line.peer.read('main')
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGUSR1)
+        until(lambda: refusals, 'the handler was refused')
+        line.peer.answer(message, 1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        helper = calls.start(script)
+        assert line.channel.call('main') == 1
+        helper()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize('watching', [False, True])
+def test_everybody_who_waits_hears_of_the_end(line: Line, calls: Calls, watching: bool) -> None:
+    if watching:
+        line.watch()
+    results = [calls.start(line.channel.call, f'call{n}') for n in range(3)]
+    results += [calls.start(line.channel.load, oid(1), tid(1)) for n in range(2)]
+    for _ in range(4):
+        line.peer.read()
+    if watching:
+        until(lambda: len(line.channel._parked) in (4, 5), 'all but a leader sleep')
+    else:
+        parked(line, 4)
+    line.peer.close()
+    for result in results:
+        with pytest.raises(ClientDisconnected):
+            result()
+
+
+def test_a_call_that_is_entered_just_when_the_connection_ends_is_answered(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end comes after any earlier look, and before the request can be found by who ends it."""
+    encode = module.encode_request
+
+    def encode_and_end(*args: Any) -> Any:
+        encoded = encode(*args)
+        line.channel.end('just now')
+        return encoded
+
+    monkeypatch.setattr(module, 'encode_request', encode_and_end)
+    result = calls.start(line.channel.call, 'ping')
+    with pytest.raises(ClientDisconnected, match='just now'):
+        result()
+
+
+def test_a_sender_that_is_stuck_hears_of_the_end(watched: Line, calls: Calls) -> None:
+    result = calls.start(watched.channel.call, 'large', (bytes(10_000_000),))
+    until(lambda: watched.channel._stuck, 'the sender is stuck')
+    watched.channel.end('enough')
+    with pytest.raises(ClientDisconnected, match='enough'):
+        result()
+
+
+def test_the_descriptor_is_not_closed_while_a_reader_is_busy(watched: Line, calls: Calls) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    def effect(key: Any, result: Any) -> None:
+        busy.set()
+        assert go_on.wait(PATIENCE)
+
+    result = calls.start(watched.channel.call, 'first', (), effect)
+    message = watched.peer.read('first')
+    # Not before a caller reads it itself: the watcher cannot close what it is reading from.
+    other = calls.start(watched.channel.call, 'other')
+    other_message = watched.peer.read('other')
+    watched.peer.answer(other_message, None)
+    other()
+    watched.peer.answer(message, None)
+    assert busy.wait(PATIENCE)
+    watched.channel.end('while it is busy')
+    watched.watcher.join(0.1)
+    assert watched.watcher.is_alive()
+    assert watched.sock.fileno() != -1
+    go_on.set()
+    result()
+    watched.watcher.join(PATIENCE)
+    assert watched.sock.fileno() == -1
+
+
+def test_after_the_end_no_effect_happens_any_more(line: Line, calls: Calls) -> None:
+    def effect(key: Any, result: Any) -> None:
+        line.channel.end('by this')
+
+    result = calls.start(line.channel.call, 'first', (), effect)
+    message = line.peer.read('first')
+    line.peer.send(reply(message.id, 1), invalidation_notice(tid(1), [oid(1)]))
+    assert result() == 1
+    line.watch()
+    line.watcher.join(PATIENCE)
+    assert line.heard == []
+
+
+def test_a_signal_handler_may_end_the_connection_that_its_thread_reads(
+        watched: Line, calls: Calls) -> None:
+    def script() -> None:
+        watched.peer.read('main')
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: watched.channel.end('by a signal'))
+    try:
+        helper = calls.start(script)
+        with pytest.raises(ClientDisconnected, match='by a signal'):
+            watched.channel.call('main')
+        helper()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_effect_that_fails_raises_in_its_call_and_ends_the_connection(
+        line: Line, calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
+    def effect(key: Any, result: Any) -> None:
+        raise ZeroDivisionError('in the effect')
+
+    other = calls.start(line.channel.call, 'other')
+    line.peer.read('other')
+    result = calls.start(line.channel.call, 'first', (), effect)
+    message = line.peer.read('first')
+    parked(line, 1)
+    line.peer.answer(message, 1)
+    with pytest.raises(ZeroDivisionError):
+        result()
+    with pytest.raises(ClientDisconnected):
+        other()
+    assert 'given up because of an error here' in caplog.text
+
+
+# ---- effects, in wire order
+
+
+def test_effects_happen_in_the_order_of_the_wire(line: Line, calls: Calls) -> None:
+    loads = [calls.start(line.channel.load, oid(n), tid(9)) for n in (1, 2)]
+    messages = sorted((line.peer.read('loadBefore') for _ in loads), key=lambda each: each.args)
+    line.peer.send(
+        load_reply(messages[0].id, b'one', tid(1), None),
+        invalidation_notice(tid(2), [oid(1)]),
+        load_reply(messages[1].id, b'two', tid(1), tid(2)),
+        invalidation_notice(tid(3), [oid(2)]))
+    assert loads[0]() == (b'one', tid(1), None)
+    assert loads[1]() == (b'two', tid(1), tid(2))
+    assert line.heard == [
+        ('loaded', (oid(1), tid(9)), (b'one', tid(1), None)),
+        ('invalidate', tid(2), [oid(1)]),
+        ('loaded', (oid(2), tid(9)), (b'two', tid(1), tid(2))),
+        ('invalidate', tid(3), [oid(2)])]
+
+
+def test_a_leader_deals_with_all_it_has_received_before_it_leaves(line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.call, 'ping')
+    message = line.peer.read()
+    line.peer.send(reply(message.id, None), invalidation_notice(tid(2), [oid(1)]))
+    result()
+    assert line.heard == [('invalidate', tid(2), [oid(1)])]  # there is no watcher here
+
+
+def test_half_a_message_left_by_a_leader_is_completed_by_the_watcher(watched: Line, calls: Calls) -> None:
+    result = calls.start(watched.channel.call, 'ping')
+    message = watched.peer.read()
+    answer, = reply(message.id, None)
+    news, = invalidation_notice(tid(2), [oid(1)])
+    watched.peer.send((answer, news[:9]))
+    result()
+    watched.peer.send((news[9:],))
+    until(lambda: watched.heard, 'the watcher has read it')
+
+
+def test_the_watcher_reads_when_nobody_calls(watched: Line) -> None:
+    watched.peer.send(invalidation_notice(tid(2), [oid(1)]))
+    until(lambda: watched.heard == [('invalidate', tid(2), [oid(1)])], 'it was heard')
+
+
+# ---- equal loads
+
+
+def test_equal_loads_in_flight_are_one_request(line: Line, calls: Calls) -> None:
+    results = [calls.start(line.channel.load, oid(1), tid(9)) for _ in range(3)]
+    message = line.peer.read('loadBefore')
+    parked(line, 2)
+    line.peer.send(load_reply(message.id, b'data', tid(1), None))
+    assert [result() for result in results] == [(b'data', tid(1), None)] * 3
+    again = calls.start(line.channel.load, oid(1), tid(9))
+    line.peer.send(load_reply(line.peer.read('loadBefore').id, b'data', tid(1), None))
+    again()
+    assert len(line.heard) == 2
+
+
+def test_a_load_that_begins_after_an_invalidation_joins_no_answer_from_before_it(
+        line: Line, calls: Calls) -> None:
+    """At the invalidation, the answer that stood before it must have left the table of loads."""
+    standing: list[dict[Any, Any]] = []
+    line.channel.notices['invalidateTransaction'] = (
+        lambda tid, oids: standing.append(dict(line.channel._loads)))
+    result = calls.start(line.channel.load, oid(1), tid(9))
+    message = line.peer.read('loadBefore')
+    line.peer.send(load_reply(message.id, b'data', tid(1), None),
+                   invalidation_notice(tid(2), [oid(1)]))
+    result()
+    assert standing == [{}]
+
+
+def test_a_load_joins_the_prefetch_of_the_same_revision(line: Line, calls: Calls) -> None:
+    line.channel.prefetch([(oid(1), tid(9)), (oid(2), tid(9)), (oid(1), tid(9))])
+    messages = [line.peer.read('loadBefore'), line.peer.read('loadBefore')]
+    result = calls.start(line.channel.load, oid(2), tid(9))
+    for message in messages:
+        line.peer.send(load_reply(message.id, message.args[0], tid(1), None))
+    assert result() == (oid(2), tid(1), None)
+    assert [heard[1][0] for heard in line.heard] == [oid(1), oid(2)]
+
+
+def test_what_was_prefetched_is_read_by_the_watcher_if_nobody_loads(watched: Line) -> None:
+    watched.channel.prefetch([(oid(n), tid(9)) for n in range(100)])
+    for _ in range(100):
+        message = watched.peer.read('loadBefore')
+        watched.peer.send(load_reply(message.id, b'data', tid(1), None))
+    until(lambda: len(watched.heard) == 100, 'all are loaded')
+
+
+# ---- sending
+
+
+def test_posted_messages_go_before_the_next_request_and_with_it(line: Line, calls: Calls) -> None:
+    line.channel.post('tpc_begin', (1, b'', b'', {}))
+    line.channel.post('storea', (oid(1), tid(1), b'data', 1))
+    line.peer.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        line.peer.sock.recv(1)
+    line.peer.sock.settimeout(PATIENCE)
+    result = calls.start(line.channel.call, 'vote', (1,))
+    assert [line.peer.read().name for _ in range(3)] == ['tpc_begin', 'storea', 'vote']
+    line.channel.end('enough')
+    with pytest.raises(ClientDisconnected):
+        result()
+
+
+def test_many_posted_messages_do_not_pile_up(line: Line, calls: Calls) -> None:
+    data = bytes(10_000)
+    reader = calls.start(lambda: [line.peer.read('storea') for _ in range(200)])
+    for n in range(200):
+        line.channel.post('storea', (oid(n), tid(1), data, 1))
+        assert line.channel._posted_size <= module.POSTED_UP_TO
+    line.channel.flush()
+    assert [message.args[0] for message in reader()] == [oid(n) for n in range(200)]
+
+
+def test_two_full_socket_buffers_are_no_deadlock(watched: Line, calls: Calls) -> None:
+    """The server does not read before it has said a lot; the client sends a lot meanwhile."""
+    for sock in watched.sock, watched.peer.sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    begun = threading.Event()
+
+    def server() -> Any:
+        assert begun.wait(PATIENCE)
+        for n in range(2000):
+            watched.peer.send(invalidation_notice(tid(n + 1), [oid(n)] * 10))
+        message = watched.peer.read('large')
+        watched.peer.answer(message, len(message.args[0]))
+
+    serving = calls.start(server)
+    result = calls.start(watched.channel.call, 'large', (bytes(3_000_000),))
+    until(lambda: watched.channel._stuck, 'the sender is stuck')
+    begun.set()
+    assert result() == 3_000_000
+    serving()
+    assert len(watched.heard) == 2000
+
+
+def test_frames_of_several_threads_are_not_mixed(watched: Line, calls: Calls) -> None:
+    data = bytes(500_000)
+    results = [calls.start(watched.channel.call, 'echo', (n, data)) for n in range(4)]
+    for _ in results:
+        message = watched.peer.read('echo')
+        assert message.args[1] == data
+        watched.peer.answer(message, message.args[0])
+    assert [result() for result in results] == [0, 1, 2, 3]
+
+
+def test_the_watcher_gives_a_sign_of_life_when_nothing_happens(
+        line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'HEARTBEAT_INTERVAL', 0.05)
+    line.channel.set_timeout(None)
+    line.watch()
+    for _ in range(3):
+        assert frame(line.peer.payload()) == HEARTBEAT  # type: ignore[arg-type]
