@@ -8,7 +8,6 @@ import contextlib
 import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
 import logging
 import os
-import queue
 import signal
 import sys
 from collections.abc import Callable
@@ -146,18 +145,23 @@ class Interrupted(BaseException):
 class Signals:
     """The signals that a server obeys, in the order in which they arrive.
 
-    They are put into a queue and obeyed by the main thread at a place of its own choice: so a second
-    one while closing does no harm, and the log is never reopened in the middle of a line.
+    They are written down at once and obeyed by the main thread at a place of its own choice: so a
+    second one while closing does no harm, and the log is never reopened in the middle of a line.
+
+    What they are written to is a pipe (`signal.set_wakeup_fd`), since only that is safe: Python runs
+    its own handlers between two instructions, so a signal that arrives just before the main thread
+    goes to sleep in a lock or a queue would not be noticed before the next one.
     """
 
     def __init__(self) -> None:
-        self._arrived: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()  # may be put to in a handler
+        self._arrived, writing = os.pipe()  # open as long as the process lives, as handlers are
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         self._interrupting = False
         for number in STOP | REOPEN:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        self._arrived.put(signal.Signals(number))
         if self._interrupting and number in STOP:
             self._interrupting = False  # once is enough; what is open is being closed now
             raise Interrupted
@@ -173,7 +177,10 @@ class Signals:
 
     def next(self) -> signal.Signals:
         """Wait for the next signal."""
-        return self._arrived.get()
+        while True:
+            [number] = os.read(self._arrived, 1)
+            if number in STOP | REOPEN:
+                return signal.Signals(number)
 
 
 def _wait(signals: Signals, log_file: logs.LogFile | None) -> None:

@@ -143,7 +143,7 @@ def module(here):
 
 
 def opened(module, attribute='ready'):
-    return storages.open_named(StorageName('x', module, attribute), {})
+    return storages.open_named(StorageName('x', module, attribute))
 
 
 @pytest.mark.parametrize('name', [
@@ -166,10 +166,11 @@ def test_a_class_makes_its_storage():
     assert isinstance(opened('ZODB.MappingStorage', 'MappingStorage'), MappingStorage)
 
 
-def test_one_module_is_loaded_once_for_several_storages(module):
-    openers = storages.openers([StorageName('a', 'conf/deep/served_by_test', 'ready'),
-                                StorageName('b', 'conf/deep/served_by_test', 'ready')])
-    served = storages.open_all(openers)
+@pytest.mark.parametrize('other', [
+    'conf/deep/served_by_test', './conf/deep/served_by_test.py', 'conf.deep.served_by_test'])
+def test_one_module_is_loaded_once_however_it_is_named(module, other):
+    served = storages.open_all(storages.openers([
+        StorageName('a', other, 'ready'), StorageName('b', 'conf/deep/served_by_test.py', 'ready')]))
     assert served['a'] is served['b']
 
 

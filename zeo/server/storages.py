@@ -76,12 +76,10 @@ def _holder(path: str) -> str:
     return f' ({number})' if number.isdigit() else ''
 
 
-def open_named(name: StorageName, modules: dict[str, ModuleType]) -> Any:
-    """The storage that ``-S`` names; `modules` are those loaded so far (each is loaded once)."""
+def open_named(name: StorageName) -> Any:
+    """The storage that ``-S`` names; its module is loaded only once, however it is named."""
     with _blaming(name, 'cannot be loaded'):
-        if name.module not in modules:
-            modules[name.module] = _load(name)
-        module = modules[name.module]
+        module = _load(name)
     with _blaming(name, 'does not work'):
         try:
             found = operator.attrgetter(name.attribute)(module)
@@ -130,6 +128,9 @@ def _load(name: StorageName) -> ModuleType:
     path = os.path.abspath(text if text.endswith('.py') else text + '.py')
     if not os.path.exists(path):
         raise CannotStart(f'-S {name}: there is no file {path}; give the path of a Python module')
+    for loaded in list(sys.modules.values()):
+        if getattr(loaded, '__file__', None) == path:
+            return loaded
     folder, file = os.path.split(path)
     # What the module imports may stand beside it; but it must not stand in the way of anything else.
     if folder not in sys.path:
@@ -163,8 +164,7 @@ def open_all(openers: dict[str, Callable[[], Any]]) -> dict[str, Any]:
 
 def openers(names: Sequence[StorageName]) -> dict[str, Callable[[], Any]]:
     """For each ``-S``, how to open it."""
-    modules: dict[str, ModuleType] = {}
-    return {name.name: functools.partial(open_named, name, modules) for name in names}
+    return {name.name: functools.partial(open_named, name) for name in names}
 
 
 def close_all(storages: dict[str, Any]) -> None:
