@@ -163,6 +163,9 @@ class Cache:
         self._index = Index()
         #: Hits since a record was written, by its offset // GRAIN.  Inexact: nobody locks it.
         self._used = bytearray(log.extent // GRAIN + 1)
+        #: So many bytes may be taken along when room is made: gained with each segment, and saved up
+        #: for those that are in use as a whole.
+        self._savings = log.extent // 2
         #: 0: the log says what the index says.  Else: nothing may be written before it starts over,
         #: and so many stores are ignored before that is tried.
         self._resting = PAUSE
@@ -254,8 +257,9 @@ class Cache:
         What is known already, contradicts something newer, or is too long is ignored.  A suspect that
         turns out to be current (or gets an end) is served again.  ValueError if an oid or tid is none.
         """
+        numbers = u64(oid), u64(start), OPEN if end is None else u64(end)
         if end is None or start < end:
-            self._store(u64(oid), u64(start), OPEN if end is None else u64(end), pack(oid, start, data))
+            self._store(*numbers, pack(oid, start, data))
 
     @_change
     def _store(self, oid: int, start: int, end: int, content: bytes) -> None:
@@ -383,13 +387,16 @@ class Cache:
                 if used := self._used[(record.place >> SIZE_BITS) // GRAIN]:
                     kept.append((used, record, *found))
         log.begin(u64(self.last_tid))
-        # Never the whole segment, or nothing new would get in.
-        room = min(log.room - len(content), log.room * 3 // 4) - FRONT_SIZE
+        # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
+        self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
+        room = min(self._savings, log.room - len(content) - FRONT_SIZE)
+        self._savings -= room
         for used, record, kind, end, place in sorted(kept, key=lambda entry: -entry[0]):
             survivor = log.content(place, image)
             if len(survivor) + FRONT_SIZE <= room:
                 room -= len(survivor) + FRONT_SIZE
                 self._keep(kind, record.oid, record.start, end, survivor, used - 1)
+        self._savings += room
 
     def _back_in_service(self) -> bool:
         """Whether the log can be written to; after a pause it starts over."""

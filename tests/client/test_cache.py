@@ -1,0 +1,827 @@
+"""The cache as its client sees it."""
+
+import errno
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ZODB.utils import p64, u64, z64
+
+from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, teach
+from zeo.client import cache as cache_module
+from zeo.client import cachefile
+from zeo.client.cache import Cache, CacheUnavailable, cache_path, open_cache
+from zeo.client.cachefile import Log
+
+A, B, C = p64(1), p64(2), p64(3)
+T1, T2, T3, T4 = p64(10), p64(20), p64(30), p64(40)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / 'client@1.zec')
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Cache]]:
+    """Open caches that are closed at the end."""
+    caches = []
+
+    def opened(path: str | None = None, size: int = SMALL, **kw: Any) -> Cache:
+        caches.append(open_cache(path, size, **kw))
+        return caches[-1]
+
+    yield opened
+    for cache in caches:
+        cache.close()
+
+
+@pytest.fixture
+def cache(opened: Callable[..., Cache], path: str) -> Cache:
+    return opened(path)
+
+
+# Revisions
+
+def test_a_stored_revision_is_loaded(cache: Cache) -> None:
+    cache.store(A, T1, None, b'data')
+    assert cache.load(A) == (b'data', T1)
+    assert cache.loadBefore(A, T2) == (b'data', T1, None)
+    assert cache.loadBefore(A, T1) is None
+    assert cache.load(B) is None and cache.loadBefore(B, T2) is None
+    assert len(cache) == 1
+
+
+def test_revisions_of_the_past_are_found_by_the_tid_they_shall_be_older_than(cache: Cache) -> None:
+    cache.store(A, T1, T2, b'one')
+    cache.store(A, T3, None, b'three')
+    cache.store(A, T2, T3, b'two')
+    assert cache.loadBefore(A, T1) is None
+    assert cache.loadBefore(A, p64(11)) == cache.loadBefore(A, T2) == (b'one', T1, T2)
+    assert cache.loadBefore(A, T3) == (b'two', T2, T3)
+    assert cache.loadBefore(A, T4) == (b'three', T3, None)
+    assert sorted(cache.contents(), key=repr) == [(A, T1, T2), (A, T2, T3), (A, T3, None)]
+
+
+def test_an_empty_record_is_a_record(cache: Cache) -> None:
+    cache.store(A, T1, None, b'')
+    cache.flush()
+    assert cache.load(A) == (b'', T1)
+
+
+def test_an_invalidated_revision_is_history(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.invalidate(T2, [A, B])
+    assert cache.load(A) is None
+    assert cache.loadBefore(A, T2) == (b'one', T1, T2)
+
+
+def test_a_revision_whose_end_is_unknown_is_forgotten(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.invalidate(None, [A])
+    assert list(cache.contents()) == []
+
+
+@pytest.mark.parametrize('tid', [T2, T1])
+def test_an_invalidation_that_says_what_is_known_changes_nothing_in_memory_and_file(
+        cache: Cache, tmp_path: Path, tid: bytes) -> None:
+    cache.store(A, T2, None, b'ahead of its invalidation')
+    cache.invalidate(tid, [A])
+    cache.set_last_tid(tid)
+    cache.flush()
+    assert cache.load(A) == (b'ahead of its invalidation', T2)
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert reopened.load(A) == (b'ahead of its invalidation', T2)
+    cache.invalidate(T3, [A])
+    cache.flush()
+    reopened.close()
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert reopened.load(A) is None
+    assert reopened.loadBefore(A, T3) == (b'ahead of its invalidation', T2, T3)
+    reopened.close()
+
+
+def test_a_reply_ahead_of_its_invalidation_ends_the_older_revision_for_good(cache: Cache, tmp_path: Path) -> None:
+    cache.store(A, T1, None, b'old')
+    cache.store(A, T2, None, b'new')
+    cache.invalidate(T2, [A])
+    cache.invalidate(T3, [A])
+    cache.set_last_tid(T3)
+    assert cache.load(A) is None
+    cache.flush()
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert knowledge(reopened) == knowledge(cache)
+    reopened.close()
+
+
+def test_older_knowledge_does_not_replace_newer(cache: Cache) -> None:
+    cache.store(A, T3, None, b'three')
+    cache.store(A, T1, None, b'one, from an answer that comes late')
+    assert cache.load(A) == (b'three', T3)
+    cache.invalidate(T4, [A])
+    cache.store(A, T3, None, b'three')
+    assert cache.load(A) is None
+
+
+def test_what_is_known_is_not_written_again(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, T2, b'two')
+    cache.flush()
+    before = Path(cache.path or '').read_bytes()
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, T2, b'two')
+    cache.invalidate(T3, [C])
+    cache.drop([C])
+    cache.confirm(T3, [A])
+    cache.set_last_tid(z64)
+    cache.flush()
+    assert Path(cache.path or '').read_bytes() == before
+
+
+def test_a_known_current_revision_can_be_told_its_end(cache: Cache, tmp_path: Path) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.store(A, T1, T2, b'one')
+    assert cache.load(A) is None
+    assert cache.loadBefore(A, T2) == (b'one', T1, T2)
+    cache.flush()
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert knowledge(reopened) == knowledge(cache)
+    reopened.close()
+
+
+def test_nonsense_is_refused_and_leaves_the_rest_alone(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    for oid, start, end in (b'short', T1, None), (A, b'long' * 3, None), (A, T1, b''):
+        with pytest.raises(ValueError):
+            cache.store(oid, start, end, b'')
+    with pytest.raises(TypeError):
+        cache.store(B, T1, None, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        cache.invalidate(T2, [A, b'short'])
+    cache.store(B, T2, T2, b'ends where it starts')
+    assert cache.loadBefore(b'', T2) is cache.loadBefore(A, b'') is cache.loadBefore(b'\1', T2) is None
+    assert cache.loadBefore(b'\1' * 9, T2) is None
+    assert list(cache.contents()) == [(A, T1, None)]
+
+
+# Last tid, clearing
+
+def test_the_last_tid_does_not_go_back(cache: Cache) -> None:
+    assert cache.last_tid == z64
+    cache.set_last_tid(T2)
+    cache.set_last_tid(T2)
+    with pytest.raises(ValueError):
+        cache.set_last_tid(T1)
+    assert cache.last_tid == T2
+    cache.clear(T1)
+    assert cache.last_tid == T1
+
+
+def test_clearing_forgets_everything(cache: Cache, tmp_path: Path) -> None:
+    cache.store(A, T1, T2, b'one')
+    cache.store(A, T2, None, b'two')
+    cache.suspect_all()
+    cache.clear(T3)
+    assert knowledge(cache) == (T3, [], []) and len(cache) == 0
+    cache.store(B, T1, None, b'new')
+    cache.flush()
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert knowledge(reopened) == (T3, [(B, T1, None)], [])
+    reopened.close()
+
+
+# Suspects
+
+def test_suspects_are_served_once_they_are_confirmed(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'two')
+    cache.store(C, T1, T2, b'history')
+    cache.suspect_all()
+    assert cache.load(A) is None and cache.loadBefore(A, T2) is None
+    assert cache.loadBefore(C, T2) == (b'history', T1, T2)
+    assert sorted(cache.suspects()) == [(A, T1), (B, T1)]
+    cache.confirm(T3, [A])
+    assert cache.load(A) == (b'one', T1)
+    assert list(cache.suspects()) == [(B, T1)]
+    assert len(cache) == 3
+
+
+def test_a_suspect_is_served_when_it_is_loaded_anew(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'two')
+    cache.store(C, T1, None, b'three')
+    cache.suspect_all()
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, T2, b'two')
+    cache.store(C, T3, None, b'new')
+    assert cache.load(A) == (b'one', T1)
+    assert cache.loadBefore(B, T2) == (b'two', T1, T2)
+    assert cache.load(C) == (b'new', T3)
+    assert list(cache.suspects()) == []
+
+
+def test_a_suspect_that_is_invalidated_cannot_be_confirmed(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.suspect_all()
+    cache.invalidate(T3, [A])
+    cache.confirm(T2, [A])
+    assert knowledge(cache) == (z64, [], [])
+
+
+def test_suspects_are_still_suspect_after_a_restart(opened: Callable[..., Cache], path: str) -> None:
+    cache = opened(path)
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'two')
+    cache.suspect_all()
+    cache.confirm(T2, [B])
+    cache.set_last_tid(T3)
+    cache.close()
+    cache = opened(path)
+    assert knowledge(cache) == (T3, [(B, T1, None)], [(A, T1)])
+
+
+# Size
+
+def fill(cache: Cache, first: int, number: int, size: int = 100) -> None:
+    for oid in range(first, first + number):
+        cache.store(p64(oid), T1, None, bytes(size))
+
+
+def held(cache: Cache, oids: range) -> int:
+    current = {oid for oid, _, end in cache.contents() if end is None}
+    return sum(p64(oid) in current for oid in oids)
+
+
+def test_the_file_never_gets_longer_than_asked_for(cache: Cache, path: str) -> None:
+    for oid in range(2000):
+        cache.store(p64(oid), T1, None, bytes(oid % 300))
+        cache.invalidate(T2, [p64(oid)])
+    cache.flush()
+    assert SMALL * 0.9 < os.path.getsize(path) <= SMALL
+
+
+def test_most_of_the_file_is_used(cache: Cache) -> None:
+    fill(cache, 0, 1000)
+    assert len(cache) * (100 + cachefile.HEAD.size) > SMALL * 0.7
+
+
+def test_a_record_longer_than_a_segment_is_not_cached(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, bytes(1000))
+    cache.store(A, T2, None, bytes(1000))
+    cache.invalidate(T2, [A])
+    assert list(cache.contents()) == [(A, T1, T2)]
+
+
+def test_the_longest_record_is_cached_among_records_that_are_used(cache: Cache) -> None:
+    for number in range(200):
+        cache.store(p64(number), T1, None, bytes(100))
+        cache.load(p64(number))
+    longest = bytes(512 - 32 - 36 - 4)
+    for number in range(1000, 1030):
+        cache.store(p64(number), T1, None, longest)
+        assert cache.load(p64(number)) == (longest, T1)
+    cache.store(A, T2, None, longest + b'.')
+    assert cache.loadBefore(A, FAR_FUTURE) is None
+
+
+def test_a_scan_does_not_throw_out_what_is_used(opened: Callable[..., Cache]) -> None:
+    size = 1 << 20
+    cache = opened(None, size)
+    hot = range(size // 4 // 1100)
+    fill(cache, 0, len(hot), 1024)
+    for _ in range(3):
+        for oid in hot:
+            assert cache.load(p64(oid))
+    for number in range(1000, 1000 + 2 * size // 1100):     # each once, twice as much as fits
+        fill(cache, number, 1, 1024)
+    assert held(cache, hot) > 0.95 * len(hot)
+
+
+def test_what_is_not_used_any_more_makes_room(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 1 << 16)       # some 400 records
+    former, latter = range(100), range(1000, 1100)
+    others = count(10_000)
+    for generation in former, latter:
+        for _ in range(20):
+            for oid in generation:
+                if cache.load(p64(oid)) is None:
+                    fill(cache, oid, 1)
+                fill(cache, next(others), 1)
+    assert held(cache, latter) > 0.9 * len(latter)
+    assert held(cache, former) == 0
+
+
+def test_new_objects_get_in_though_all_are_in_use(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 1 << 16)
+    fill(cache, 0, 1000)
+    begun = cache._log.begun
+    for number in range(1000, 2000):
+        for oid, _, _ in list(cache.contents()):
+            cache.load(oid)
+        fill(cache, number, 1)
+        assert cache.load(p64(number))
+    segments_filled = 1000 * 136 / cache._log.segment
+    assert cache._log.begun - begun < 6 * segments_filled
+
+
+def test_a_cache_may_be_as_small_as_one_likes_to_say(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 0)
+    fill(cache, 0, 100)
+    assert len(cache) > 0
+
+
+# The file
+
+def test_a_closed_cache_is_found_again(opened: Callable[..., Cache], path: str, caplog: Any) -> None:
+    cache, truth = opened(path), Truth()
+    for _ in range(5):
+        cache.invalidate(truth.commit(A, B), [A, B])
+        teach(cache, truth, A)
+        cache.set_last_tid(truth.last_tid)
+    known = knowledge(cache)
+    cache.close()
+    with caplog.at_level(logging.INFO):
+        cache = opened(path)
+    assert knowledge(cache) == known
+    truth.check(cache)
+    [message] = caplog.messages
+    assert '5 revisions' in message and 'not closed' not in message
+
+
+def test_what_was_flushed_survives_a_kill(opened: Callable[..., Cache], path: str, tmp_path: Path, caplog: Any) -> None:
+    script = f"""
+import os, signal
+from zeo.client.cache import open_cache
+cache = open_cache({path!r}, {SMALL})
+cache.store({A!r}, {T1!r}, None, b'one')
+cache.set_last_tid({T2!r})
+cache.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, '-c', script], timeout=60).returncode == -9
+    with caplog.at_level(logging.INFO):
+        cache = opened(path)
+    assert 'not closed' in caplog.text
+    assert cache.load(A) == (b'one', T1) and cache.last_tid == T2
+
+
+def test_a_temporary_cache_leaves_nothing_behind(opened: Callable[..., Cache], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    cache = opened(None)
+    fill(cache, 0, 100)
+    cache.flush()
+    assert cache.path is None and cache.load(p64(99))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_closed_cache_is_empty_and_ignores_what_it_is_told(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.close()
+    cache.close()
+    cache.store(A, T1, None, b'one')
+    cache.invalidate(T2, [A])
+    cache.set_last_tid(T3)
+    cache.clear()
+    cache.flush()
+    assert cache.load(A) is None and len(cache) == 0 and list(cache.contents()) == []
+
+
+def test_another_size_keeps_what_fits(opened: Callable[..., Cache], path: str) -> None:
+    cache = opened(path)
+    fill(cache, 0, 40)
+    cache.close()
+    cache = opened(path, SMALL * 2)
+    assert held(cache, range(40)) == 40
+    fill(cache, 100, 40)
+    assert held(cache, range(40)) == 40
+    cache.close()
+    cache = opened(path, SMALL)
+    assert len(cache) > 0 and os.path.getsize(path) <= SMALL
+    for oid, _, _ in list(cache.contents()):
+        assert cache.load(oid) == (bytes(100), T1)
+    cache.close()
+    assert len(opened(path, SMALL * 1000)) == 0
+
+
+def test_restarting_often_does_not_wear_out_the_contents(opened: Callable[..., Cache], path: str) -> None:
+    size = 1 << 16
+    cache = opened(path, size)
+    fill(cache, 0, 400)
+    for number in range(100):
+        cache.set_last_tid(p64(1000 + number))
+        cache.close()
+        cache = opened(path, size)
+    assert held(cache, range(400)) > 300
+
+
+def test_a_file_of_another_storage_is_not_believed(opened: Callable[..., Cache], path: str, caplog: Any) -> None:
+    cache = opened(path, storage='one')
+    cache.store(A, T1, None, b'one')
+    cache.set_last_tid(T2)
+    cache.close()
+    cache = opened(path, storage='two')
+    assert knowledge(cache) == (z64, [], [])
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert 'another storage' in caplog.text
+
+
+def test_a_file_of_another_server_is_not_believed(opened: Callable[..., Cache], path: str) -> None:
+    cache = opened(path)
+    cache.store(A, T1, None, b'one')
+    cache.set_server('first')       # nobody knew before: keeps what it has
+    cache.close()
+    cache = opened(path)
+    cache.set_server('first')
+    assert cache.load(A) == (b'one', T1)
+    cache.set_server('second')
+    assert knowledge(cache) == (z64, [], [])
+    cache.close()
+    cache = opened(path)
+    assert knowledge(cache) == (z64, [], [])
+
+
+# Whose file it is
+
+def test_a_second_client_gets_a_temporary_cache_and_a_warning(
+        cache: Cache, opened: Callable[..., Cache], path: str, caplog: Any) -> None:
+    cache.store(A, T1, None, b'one')
+    second = opened(path)
+    assert second.path is None and second.load(A) is None
+    second.store(B, T1, None, b'two')
+    [record] = caplog.records
+    assert record.levelname == 'WARNING' and path in record.message and 'another client' in record.message
+    cache.flush()
+    assert cache.load(A) == (b'one', T1) and cache.load(B) is None
+
+
+def test_a_second_client_that_insists_gets_an_error(cache: Cache, path: str) -> None:
+    with pytest.raises(CacheUnavailable, match='another client'):
+        open_cache(path, SMALL, strict=True)
+
+
+def test_the_file_is_free_when_its_client_closes_even_if_a_child_has_it_still(
+        opened: Callable[..., Cache], path: str) -> None:
+    cache = opened(path)
+    copy = os.dup(cache._log._fd)
+    try:
+        cache.close()
+        assert opened(path, strict=True).path == path
+    finally:
+        os.close(copy)
+
+
+def test_a_forked_child_leaves_file_and_lock_to_its_parent(
+        cache: Cache, opened: Callable[..., Cache], path: str, tmp_path: Path) -> None:
+    cache.store(A, T1, None, b'one')
+    with cache._mutex:      # as a thread may hold it that does not exist in the child
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            cache.abandon()
+            cache.store(B, T1, None, b'from the child')
+            cache.close()
+            if cache.load(A) is None and open_cache(path, SMALL).path is None:
+                status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert opened(path).path is None
+    cache.flush()
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert knowledge(reopened) == knowledge(cache)
+    reopened.close()
+
+
+def test_somebody_elses_file_is_not_touched(opened: Callable[..., Cache], tmp_path: Path, caplog: Any) -> None:
+    precious = tmp_path / 'Data.fs'
+    precious.write_bytes(b'FS30' + bytes(5000))
+    cache = opened(str(precious))
+    cache.store(A, T1, None, b'one')
+    assert cache.load(A) and cache.path is None
+    assert precious.read_bytes() == b'FS30' + bytes(5000)
+    assert 'something else' in caplog.text
+
+
+@pytest.mark.parametrize('make', [
+    lambda path: path.mkdir(), lambda path: os.mkfifo(path), lambda path: path.symlink_to('/nowhere/at/all')],
+    ids=['directory', 'pipe', 'dangling link'])
+def test_what_cannot_be_a_cache_file_gives_a_temporary_cache(
+        opened: Callable[..., Cache], tmp_path: Path, caplog: Any, make: Callable[[Path], None]) -> None:
+    make(tmp_path / 'x.zec')
+    cache = opened(str(tmp_path / 'x.zec'))
+    cache.store(A, T1, None, b'one')
+    assert cache.path is None and cache.load(A)
+    assert len(caplog.messages) == 1
+    with pytest.raises(CacheUnavailable):
+        open_cache(str(tmp_path / 'x.zec'), SMALL, strict=True)
+
+
+def test_without_any_file_nothing_is_cached(opened: Callable[..., Cache], monkeypatch: Any, caplog: Any) -> None:
+    def no_file() -> None:
+        raise OSError(errno.EMFILE, 'Too many open files')
+    monkeypatch.setattr(cache_module, 'unnamed', no_file)
+    cache = opened(None)
+    fill(cache, 0, 2000)
+    cache.set_last_tid(T2)
+    cache.clear(T3)
+    fill(cache, 0, 10)
+    assert len(cache) == 0 and cache.last_tid == T3
+    assert len(caplog.messages) == 1
+
+
+def test_file_names_carry_client_and_storage(monkeypatch: Any) -> None:
+    for name in 'ZEO_CLIENT', 'INSTANCE_HOME':
+        monkeypatch.delenv(name, raising=False)
+    assert cache_path('1') is None
+    assert cache_path('1', 'zope', '/var') == '/var/zope@1.zec'
+    assert cache_path('1', 'zope') == os.path.join(os.getcwd(), 'zope@1.zec')
+    monkeypatch.setenv('INSTANCE_HOME', '/home/site')
+    monkeypatch.setenv('ZEO_CLIENT', 'worker')
+    assert cache_path('main') == '/home/site/var/worker@main.zec'
+    assert cache_path('main', 'other') == '/home/site/var/other@main.zec'
+
+
+def test_file_names_do_not_escape_and_do_not_collide() -> None:
+    names = ['a', '../a', '/etc/a', 'a@b', 'a b', '..', 'ü', 'a\0b', '%2F', '/', 'b@a']
+    paths = {cache_path(storage, client, '/var') for storage in names for client in names}
+    assert len(paths) == len(names) ** 2
+    assert {os.path.dirname(path or '') for path in paths} == {'/var'}
+    assert all('\0' not in (path or '') for path in paths)
+
+
+# What goes wrong
+
+def refusing(monkeypatch: Any, error: int = errno.ENOSPC) -> Callable[[bool], None]:
+    """A switch that lets all writing fail."""
+    broken = False
+    pwrite = os.pwrite
+
+    def failing(fd: int, data: bytes, offset: int) -> int:
+        if broken:
+            raise OSError(error, os.strerror(error))
+        return pwrite(fd, data, offset)
+
+    def switch(value: bool) -> None:
+        nonlocal broken
+        broken = value
+
+    monkeypatch.setattr(cachefile.os, 'pwrite', failing)
+    return switch
+
+
+def test_a_full_disk_costs_the_contents_and_one_line_in_the_log(
+        cache: Cache, monkeypatch: Any, caplog: Any, tmp_path: Path) -> None:
+    switch = refusing(monkeypatch)
+    cache.store(A, T1, None, b'one')
+    cache.set_last_tid(T2)
+    cache.flush()
+    switch(True)
+    cache.store(B, T1, None, b'two')
+    cache.flush()
+    assert cache.load(A) is None and cache.load(B) is None
+    for number in range(3):
+        fill(cache, 0, cache_module.PAUSE)
+        cache.invalidate(T3, [A])
+        cache.flush()
+    cache.set_last_tid(T3)
+    assert cache.last_tid == T3
+    [message] = caplog.messages
+    assert 'No space left' in message
+
+
+def test_a_cache_recovers_when_there_is_room_again(cache: Cache, monkeypatch: Any, tmp_path: Path) -> None:
+    switch = refusing(monkeypatch)
+    cache.store(A, T1, None, b'one')
+    switch(True)
+    cache.flush()
+    cache.set_last_tid(T2)
+    switch(False)
+    fill(cache, 0, cache_module.PAUSE + 10)
+    assert 0 < len(cache) < 20
+    cache.flush()
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert knowledge(reopened) == knowledge(cache) and reopened.last_tid == T2
+    reopened.close()
+
+
+def test_a_partial_write_is_a_full_disk(cache: Cache, monkeypatch: Any, tmp_path: Path) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.set_last_tid(T1)
+    cache.flush()
+    pwrite = os.pwrite
+    monkeypatch.setattr(cachefile.os, 'pwrite', lambda fd, data, offset: pwrite(fd, data[:-1], offset))
+    cache.store(B, T1, None, b'two')
+    cache.flush()
+    assert len(cache) == 0
+    monkeypatch.undo()
+    reopened = copied(cache, tmp_path / 'copy.zec')
+    assert list(reopened.contents()) == [(A, T1, None)]     # the prefix
+    reopened.close()
+
+
+def test_a_full_disk_at_the_start_does_not_stop_the_client(
+        opened: Callable[..., Cache], path: str, monkeypatch: Any, caplog: Any) -> None:
+    refusing(monkeypatch)(True)
+    cache = opened(path)
+    cache.store(A, T1, None, b'one')
+    assert cache.load(A) is None
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize('interrupted', [
+    'put', 'forget', 'invalidate', 'drop', 'confirm', 'suspect_all', 'append', 'begin', 'flush', 'oldest'])
+@pytest.mark.parametrize('before', [True, False])
+def test_an_interrupted_change_leaves_nothing_that_could_be_wrong(
+        cache: Cache, tmp_path: Path, monkeypatch: Any, interrupted: str, before: bool) -> None:
+    """KeyboardInterrupt between any two steps: afterwards, and in the file, all is true."""
+    truth = Truth()
+    owner = cache._index if hasattr(cache._index, interrupted) else cache._log
+    original = getattr(owner, interrupted)
+    calls = 0
+
+    def interrupt(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            if not before:
+                original(*args)
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(owner, interrupted, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        for number in range(1000):
+            oids = [p64(number % 7), p64(number % 11), p64(number % 70)]
+            tid = truth.commit(*oids, size=100)
+            cache.invalidate(tid, oids[:2])
+            cache.drop(oids[2:])
+            cache.set_last_tid(tid)
+            for oid in oids:
+                teach(cache, truth, oid)
+            cache.suspect_all()
+            cache.confirm(tid, [oid for oid, start in cache.suspects() if truth.end(oid, start) is None])
+            cache.flush()
+    assert len(cache) == 0
+    found = copied(cache, tmp_path / 'copy.zec')
+    truth.check(found)
+    found.close()
+    for number in range(100):
+        teach(cache, truth, p64(number))
+    assert len(cache) > 0
+    truth.check(cache)
+    cache.flush()
+    found = copied(cache, tmp_path / 'copy.zec')
+    truth.check(found)
+    assert knowledge(found) == knowledge(cache)
+    found.close()
+
+
+def test_a_signal_handler_may_close_the_cache_it_interrupts(cache: Cache, monkeypatch: Any) -> None:
+    append = cache._log.append
+
+    def closing(*args: Any) -> Any:
+        cache.close()
+        with pytest.raises(RuntimeError):
+            cache.invalidate(T2, [A])
+        return append(*args)
+
+    monkeypatch.setattr(cache._log, 'append', closing)
+    cache.store(A, T1, None, b'one')
+    assert cache.load(A) is None
+    assert cache._log._file.closed
+
+
+def test_damage_under_a_live_cache_is_a_miss(cache: Cache, path: str, caplog: Any, tmp_path: Path) -> None:
+    data = {p64(oid): bytes([oid]) * 50 for oid in range(1, 20)}
+    for oid, record in data.items():
+        cache.store(oid, T1, None, record)
+        cache.invalidate(T2, [oid]) if u64(oid) % 2 else None
+    cache.flush()
+    with open(path, 'r+b') as file:
+        position = file.read().index(b'\7' * 50)
+        file.seek(position + 20)
+        file.write(b'?')
+        position = Path(path).read_bytes().index(b'\10' * 50)
+        file.seek(position + 20)
+        file.write(b'?')
+    for oid, record in data.items():
+        found = cache.loadBefore(oid, T2)
+        assert found is None if u64(oid) in (7, 8) else found is not None and found[0] == record
+    assert len(cache) == len(data) - 2
+    assert len(caplog.messages) == 1
+    cache.store(p64(8), T1, None, data[p64(8)])
+    assert cache.load(p64(8)) == (data[p64(8)], T1)
+
+
+@pytest.mark.parametrize('length', [0, 10, 64, 100, 1000, 3000])
+def test_truncation_under_a_live_cache_does_no_harm(cache: Cache, path: str, length: int) -> None:
+    truth = Truth()
+    for number in range(300):
+        oids = [p64(number % 7), p64(number % 11)]
+        cache.invalidate(truth.commit(*oids), oids)
+        cache.set_last_tid(truth.last_tid)
+        for oid in oids:
+            teach(cache, truth, oid)
+        if number % 100 == 50:
+            cache.flush()
+            os.truncate(path, length)
+        truth.check(cache)
+    fill(cache, 1000, cache_module.PAUSE + 1)
+    assert len(cache) > 0
+
+
+# Threads
+
+def test_threads_that_load_while_others_store_and_invalidate_see_no_wrong_byte(opened: Callable[..., Cache]) -> None:
+    """Records are made from oid and tid; each thread changes its own objects and loads everybody's."""
+    cache = opened(None, SMALL)
+    errors: list[object] = []
+    start = threading.Barrier(5)
+    sys_interval = sys.getswitchinterval()
+
+    def record(oid: bytes, tid: bytes) -> bytes:
+        return (oid + tid) * (5 + u64(oid) % 10)
+
+    def look(oid: bytes, tid: bytes) -> None:
+        found = cache.loadBefore(oid, tid)
+        if found is not None and not (found[0] == record(oid, found[1]) and found[1] < tid <= (found[2] or tid)):
+            errors.append((oid, tid, found))
+
+    def change(thread: int) -> None:
+        start.wait(30)
+        for number in range(1, 1500):
+            tid, oid = p64(number * 10), p64(thread * 100 + number % 20)
+            cache.invalidate(tid, [oid])
+            if (found := cache.loadBefore(oid, FAR_FUTURE)) is not None and found[1] < tid:
+                errors.append(('stale', oid, tid, found))
+            cache.store(oid, tid, None, record(oid, tid))
+            look(oid, tid)
+            look(p64(thread * 100 + number * 7 % 20), p64(number * 8 + 1))
+
+    def load() -> None:
+        start.wait(30)
+        for number in range(6000):
+            look(p64(number * 31 % 3 * 100 + number % 20), p64(number * 3 % 15000) if number % 3 else FAR_FUTURE)
+
+    threads = [threading.Thread(target=change, args=(number,)) for number in range(3)]
+    threads += [threading.Thread(target=load) for _ in range(2)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive()
+    finally:
+        sys.setswitchinterval(sys_interval)
+    assert errors == []
+
+
+def test_a_hit_does_not_wait_for_a_change(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    found: list[object] = []
+    with cache._mutex:
+        thread = threading.Thread(target=lambda: found.append(cache.loadBefore(A, T2)))
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert found == [(b'one', T1, None)]
+
+
+def test_a_place_given_away_while_it_is_read_is_not_believed(cache: Cache, monkeypatch: Any) -> None:
+    """The reader has the place, and then the ring goes round: another revision of the object lies there now."""
+    cache.store(A, T1, None, b'old')
+    cache.flush()
+    read, log, began = Log.read, cache._log, []
+
+    def gate(place: int) -> bytes:
+        if not began:
+            began.append(place)
+            cache.invalidate(T2, [A])
+            number = 0
+            while log._position != 64 + 32:     # the first segment, empty
+                fill(cache, 1000 + number, 1, 77)
+                number += 1
+                if log._free or log._start != 64:
+                    continue
+                break
+            cache.clear(T2)
+            cache.store(A, T2, T3, b'off')
+            assert cache._index.before(u64(A), u64(T3))[2] == place  # type: ignore[index]
+        return read(log, place)
+
+    monkeypatch.setattr(log, 'read', gate)
+    assert cache.loadBefore(A, T4) is None      # without the look at `begun`: (b'off', T2, None)
+    assert cache.loadBefore(A, T3) == (b'off', T2, T3)
