@@ -372,6 +372,15 @@ def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
     return frame(_IS_INVALIDATION + tid + b'](' + _8, _8.join(oids), _ENDS_INVALIDATION)
 
 
+_IS_BLOB_CHUNK = _START + _IS_NOTICE + _pickled_text('receiveBlobChunk') + _8
+
+
+def blob_chunk_notice(oid: bytes, tid: bytes, data: bytes) -> Frame:
+    """``receiveBlobChunk(oid, tid, data)``; a long piece is not copied."""
+    return frame(_IS_BLOB_CHUNK + oid + _8 + tid + _pickled_bytes_head(len(data)), data,
+                 b'\x87' + _END)
+
+
 def _invalidation_of(data: bytes | bytearray) -> FromServer | None:
     at = _INVALIDATED
     if data[:at - 8] != _IS_INVALIDATION:
