@@ -471,6 +471,18 @@ def test_a_second_signal_while_closing_does_not_break_it(run, folder):
     assert server.log.lines[-1].endswith('INFO zeo: closed')
 
 
+def test_a_second_signal_does_no_harm_while_python_itself_cleans_up(run, folder):
+    (folder / 'last.py').write_text('''
+import atexit, signal, sys
+from ZODB.MappingStorage import MappingStorage
+atexit.register(lambda: print('at exit', signal.getsignal(signal.SIGTERM), file=sys.stderr))
+''')
+    server = run('-S', '1=last:MappingStorage')
+    server.ready()
+    server.end()
+    assert server.log.lines[-1] == f'at exit {signal.SIG_IGN}'
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_even_while_a_storage_is_being_opened(run, folder, number):
     (folder / 'slow.py').write_text(SLOW)

@@ -57,6 +57,7 @@ def run(options: Options) -> None:
     log_file = logs.set_up(options.log, options.debug)
     signals = Signals()
     with contextlib.ExitStack() as at_end:
+        at_end.callback(signals.ignore)
         if options.profile:
             at_end.enter_context(_profiling(options.profile))
         try:
@@ -165,6 +166,11 @@ class Signals:
         if self._interrupting and number in STOP:
             self._interrupting = False  # once is enough; what is open is being closed now
             raise Interrupted
+
+    def ignore(self) -> None:
+        """From now on: Python's own end takes handlers away, and then a signal would kill the process."""
+        for number in STOP | REOPEN:
+            signal.signal(number, signal.SIG_IGN)
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:

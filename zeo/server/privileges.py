@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import zeo
 from zeo.server.options import CannotStart
 
-#: Says what the current user cannot do, as the end of a sentence ("cannot write ..."); None: all is well.
+#: Says what the current user cannot do, as the end of a sentence ("cannot write ..."), or None.
 Complaint = Callable[[], str | None]
 
 
@@ -140,7 +140,7 @@ def ask_as(user: User, complaint: Complaint) -> str | None:
     return answer or None
 
 
-# What a user may do with files.  All of these ask for the effective user, and return a `Complaint`'s text.
+# What a user may do with files.  All of these ask for the effective user; each is a `Complaint`.
 
 def may_write(paths: Iterable[str]) -> str | None:
     """These files can be written, or else made."""

@@ -1,7 +1,7 @@
 """A profile of all threads of a process, in the form that `pstats` reads.
 
-`cProfile` sees one thread in one version of Python and mixes up all of them in another; so the interpreter's
-profile hook is used here directly, one `_ThreadProfile` to a thread, without any lock between them.
+`cProfile` sees one thread only, in some versions of Python, and mixes up all of them in others; so the
+interpreter's profile hook is used here directly, one `_ThreadProfile` to a thread, with no lock between.
 Times are seconds of the wall clock, as in `cProfile`: who waits for a socket is seen waiting.
 """
 
