@@ -173,7 +173,8 @@ def _is_simple(data: bytes | bytearray) -> bool:
 # ---- the long proof ----------------------------------------------------------------
 
 # What the walk knows of a value on the pickle's stack.  A container is one more than the greatest of
-# its contents.  The last two are far beyond `DEPTH`, so that no container can hold them.
+# its contents, and 2 at least, even if it is empty: it may be filled later, after it was put into the
+# memo.  The last two are far beyond `DEPTH`, so that no container can hold them.
 _TEXT = 0  # text or bytes
 _ATOM = 1  # a number, None, ...
 _RECIPE = 1000  # the arguments of `copyreg._reconstructor`
@@ -316,13 +317,13 @@ class _Walk:
 
     def push_container(self, contents: list[int]) -> None:
         self.containers += 1
-        self.push_deeper(max(contents, default=0))
+        self.push_deeper(max(contents, default=_ATOM))
 
     def push_deeper(self, content: int) -> None:
-        if content >= DEPTH:
+        if content > DEPTH:
             raise ProtocolError('a message that uses a type as a value' if content >= _RECIPE else
                                 f'a message nested deeper than {DEPTH} levels')
-        self.stack.append(content + 1)
+        self.stack.append(max(content, _ATOM) + 1)
 
     def push_tuple(self, contents: list[int]) -> None:
         if len(contents) == 3 and _MAKER in contents and contents[2] <= _ATOM:
