@@ -1,13 +1,11 @@
 """The cache as its client sees it."""
 
 import errno
-import fcntl
 import logging
 import os
 import subprocess
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path

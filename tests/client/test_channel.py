@@ -16,6 +16,7 @@ from tests.client.peer import oid
 from tests.client.peer import tid
 from tests.system.servers import until
 from zeo.client import channel as module
+from zeo.client.channel import Channel
 from zeo.client.channel import Sleeper
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
@@ -374,18 +375,42 @@ def test_everybody_who_waits_hears_of_the_end(line: Line, calls: Calls, watching
 
 def test_a_call_that_is_entered_just_when_the_connection_ends_is_answered(
         line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end comes after any earlier look, and before the request can be found by who ends it."""
+    """Everybody has been told, and nobody will read any more, when the request is entered."""
     encode = module.encode_request
 
     def encode_and_end(*args: Any) -> Any:
         encoded = encode(*args)
         line.channel.end('just now')
+        line.watch()
+        line.watcher.join(PATIENCE)
         return encoded
 
     monkeypatch.setattr(module, 'encode_request', encode_and_end)
+    monkeypatch.setattr(Channel, '_transmit', lambda self, frame: None)  # nor does sending tell us
     result = calls.start(line.channel.call, 'ping')
     with pytest.raises(ClientDisconnected, match='just now'):
         result()
+
+
+def test_sleepers_hear_of_the_end_although_the_leader_is_busy(line: Line, calls: Calls) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    def effect(key: Any, result: Any) -> None:
+        busy.set()
+        assert go_on.wait(PATIENCE)
+
+    first = calls.start(line.channel.call, 'first', (), effect)
+    message = line.peer.read('first')
+    second = calls.start(line.channel.call, 'second')
+    line.peer.read('second')
+    parked(line, 1)
+    line.peer.answer(message, 1)
+    assert busy.wait(PATIENCE)
+    line.channel.end('enough')
+    with pytest.raises(ClientDisconnected, match='enough'):
+        second()
+    go_on.set()
+    assert first() == 1
 
 
 def test_a_sender_that_is_stuck_hears_of_the_end(watched: Line, calls: Calls) -> None:
@@ -609,6 +634,26 @@ def test_two_full_socket_buffers_are_no_deadlock(watched: Line, calls: Calls) ->
     assert result() == 3_000_000
     serving()
     assert len(watched.heard) == 2000
+
+
+def test_the_watcher_reads_for_a_stuck_sender_when_the_last_caller_has_left(
+        line: Line, calls: Calls) -> None:
+    """The same, but there is a caller that reads when the sender gets stuck, and then it leaves."""
+    for sock in line.sock, line.peer.sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    first = calls.start(line.channel.call, 'first')
+    message = line.peer.read('first')
+    line.watch()
+    large = calls.start(line.channel.call, 'large', (bytes(3_000_000),))
+    until(lambda: line.channel._stuck, 'the sender is stuck')
+    line.peer.answer(message, 1)
+    assert first() == 1
+    for n in range(2000):
+        line.peer.send(invalidation_notice(tid(n + 1), [oid(n)] * 10))
+    message = line.peer.read('large')
+    line.peer.answer(message, len(message.args[0]))
+    assert large() == 3_000_000
+    assert len(line.heard) == 2000
 
 
 def test_frames_of_several_threads_are_not_mixed(watched: Line, calls: Calls) -> None:

@@ -13,12 +13,12 @@ FLOORS = {
     'zeo': 0, 'zeo.errors': 0, 'zeo.version': 0, 'zeo.wire': 0,
     'zeo.server': 1, 'zeo.client': 1,
     'zeo.server.session': 2, 'zeo.server.writer': 2, 'zeo.client.channel': 2,
-    'zeo.StorageServer': 3, 'zeo.client.supervisor': 3,
+    'zeo.StorageServer': 3, 'zeo.client.supervisor': 3, 'zeo.client.iteration': 3,
     'zeo.ClientStorage': 4, 'zeo.start': 4,
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
 SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.writer',
-           'zeo.client.channel', 'zeo.client.supervisor'}
+           'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.supervisor'}
 
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path

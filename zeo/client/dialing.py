@@ -5,6 +5,7 @@ host nor one that swallows packets holds up the others for long (*Happy Eyeballs
 """
 
 import os
+import re
 import selectors
 import socket
 import struct
@@ -45,6 +46,10 @@ KEEPALIVE = {'TCP_KEEPIDLE': 19, 'TCP_KEEPINTVL': 7, 'TCP_KEEPCNT': 3,
              'TCP_USER_TIMEOUT': DEAD_AFTER * 1000}
 
 
+#: A path could be called so, but whoever writes this means a port.
+_NO_PATH = re.compile(r'([^/]*:)?\d+').fullmatch
+
+
 def parse_addresses(addr: Any) -> list[Address]:
     """One address or a sequence of them, in the forms that `ClientStorage` takes.
 
@@ -67,7 +72,7 @@ def _parse(addr: Any) -> Address:
     if not _is_one(addr):
         raise _bad(addr)
     if isinstance(addr, str):
-        if not addr or '\0' in addr:
+        if not addr or '\0' in addr or _NO_PATH(addr):
             raise _bad(addr)
         return addr
     host, port = ('', addr) if isinstance(addr, int) else addr

@@ -1,0 +1,517 @@
+"""Whatever happens to the file: what is found in it later is true."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from ZODB.utils import p64, z64
+
+from tests.client.truth import SMALL, Truth, copied, knowledge, teach
+from zeo.client.cache import Cache, open_cache
+from zeo.client.cachefile import COLLECTED, Log, claim, pack, unpack
+
+STORAGE = b'one storage'.ljust(16)
+TINY = 64 + 4 * 512     # bytes: four segments of the shortest kind
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / 'client@1.zec'
+
+
+def tags(log: Log) -> list[bytes]:
+    """Resume the log; the tags of what is in it, with ``gap`` where something is missing."""
+    log.resume()
+    result = []
+    for gap, _, records, _ in log.replay():
+        result += [b'gap'] * gap + [record.tag for record in records]
+    return result
+
+
+def write(log: Log, *numbers: int, body: bytes = bytes(100)) -> None:
+    """Append records whose tags are these numbers."""
+    for number in numbers:
+        content = pack(p64(number), z64, body)
+        if not log.fits(content):
+            log.oldest()
+            log.begin(number)
+        log.append(b'%04d' % number, 0, content)
+
+
+def opened(path: Path, size: int = TINY) -> Log:
+    return Log(claim(str(path)), size, STORAGE)
+
+
+# The log
+
+def test_what_is_appended_is_found_in_order(path: Path) -> None:
+    log = opened(path)
+    log.start_over(7)
+    write(log, 1, 2, 3, 4, 5)
+    place = log.append(b'last', 9, pack(p64(1), p64(2), b'body'))
+    log.close(clean=True)
+    log = opened(path)
+    assert log.resume()
+    (_, last_tid, first, _), (gap, _, second, image) = log.replay()
+    assert last_tid == 7 and not gap
+    assert [record.tag for record in first + second] == [b'0001', b'0002', b'0003', b'0004', b'0005', b'last']
+    assert second[-1][1:] == (1, 2, 9, place)
+    assert log.content(place, image) == log.read(place)
+    assert unpack(log.read(place)) == (p64(1), p64(2), b'body')
+    log.close(clean=False)
+
+
+def test_the_oldest_are_given_up_first(path: Path) -> None:
+    log = opened(path)
+    log.start_over(0)
+    write(log, *range(100))
+    assert [record.tag for record in log.oldest()[0]] == [b'0090', b'0091', b'0092']
+    log.close(clean=True)
+    log = opened(path)
+    assert tags(log) == [b'%04d' % number for number in range(90, 100)]
+    write(log, *range(100, 110))
+    log.close(clean=True)
+    log = opened(path)
+    assert tags(log) == [b'%04d' % number for number in range(99, 110)]
+    log.close(clean=False)
+
+
+def test_a_log_that_was_cut_off_is_continued_where_it_ends(path: Path) -> None:
+    log = opened(path)
+    log.start_over(0)
+    write(log, 1, 2)
+    log.flush()
+    os.truncate(path, os.path.getsize(path) - 1)
+    log.abandon()
+    log = opened(path)
+    assert tags(log) == [b'0001']
+    write(log, 3)
+    log.close(clean=True)
+    log = opened(path)
+    assert tags(log) == [b'0001', b'0003']
+    log.close(clean=False)
+
+
+def test_what_was_written_after_the_damage_does_not_come_back(path: Path) -> None:
+    """The same records are written again up to where the old ones would go on."""
+    log = opened(path)
+    log.start_over(0)
+    write(log, 1, 2, 3, body=b'')
+    log.flush()
+    log.abandon()
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'0002', b'????'))
+    log = opened(path)
+    assert tags(log) == [b'0001']
+    write(log, 4, body=b'')
+    log.close(clean=True)
+    log = opened(path)
+    assert tags(log) == [b'0001', b'0004']
+    log.close(clean=False)
+
+
+@pytest.mark.parametrize('damaged', [b'%04d' % number for number in range(91, 99)])
+def test_what_is_lost_in_between_is_a_gap(path: Path, damaged: bytes) -> None:
+    log = opened(path)
+    log.start_over(0)
+    write(log, *range(100))
+    log.close(clean=True)
+    path.write_bytes(path.read_bytes().replace(damaged, b'????'))
+    log = opened(path)
+    found = tags(log)
+    assert damaged not in found and found.count(b'gap') == 1
+    assert int(found[found.index(b'gap') - 1]) == int(damaged) - 1
+    assert found[-1] == b'0099'
+    log.close(clean=False)
+
+
+def test_a_whole_segment_that_is_lost_is_a_gap(path: Path) -> None:
+    log = opened(path)
+    log.start_over(0)
+    write(log, *range(12))
+    log.close(clean=True)
+    data = path.read_bytes()
+    path.write_bytes(data[:64 + 512] + bytes(512) + data[64 + 1024:])
+    log = opened(path)
+    assert tags(log) == [b'0000', b'0001', b'0002', b'gap'] + [b'%04d' % number for number in range(6, 12)]
+    log.close(clean=False)
+
+
+def test_a_log_that_starts_over_forgets_what_was_before(path: Path) -> None:
+    log = opened(path)
+    log.start_over(0)
+    write(log, *range(10))
+    log.flush()
+    former = path.read_bytes()
+    log.start_over(0)
+    write(log, 20)
+    log.close(clean=True)
+    with open(path, 'ab') as file:      # as if the system had brought back what was cut off
+        file.write(former[os.path.getsize(path):])
+    log = opened(path)
+    assert tags(log) == [b'0020']
+    log.close(clean=False)
+
+
+def test_no_more_than_a_little_waits_to_be_written(path: Path) -> None:
+    log = opened(path, 1 << 20)
+    log.start_over(0)
+    place = 0
+    for number in range(100):
+        place = log.append(b'data', 0, pack(p64(number), z64, bytes(1024)))
+        assert len(log.pending) <= COLLECTED // 1024
+        assert unpack(log.read(place))
+    assert os.path.getsize(path) > 0
+    log.flush()
+    assert not log.pending and unpack(log.read(place)) == (p64(99), z64, bytes(1024))
+    log.close(clean=True)
+
+
+def test_a_file_changed_by_somebody_else_is_noticed_before_it_is_reused(path: Path) -> None:
+    log = opened(path)
+    log.start_over(0)
+    write(log, *range(12))
+    log.flush()
+    path.write_bytes(path.read_bytes().replace(b'0001', b'????'))
+    with pytest.raises(OSError, match='somebody else'):
+        log.oldest()
+    log.abandon()
+
+
+@pytest.mark.parametrize('content', [b'', b'\0', bytes(3), bytes(4), bytes(20), bytes(1000), b'\xff' * 100])
+def test_what_was_not_packed_is_not_unpacked(content: bytes) -> None:
+    found = unpack(content)
+    assert found is None or found[0] != z64
+
+
+def test_packed_content_does_not_survive_any_flipped_bit() -> None:
+    content = pack(p64(1), p64(2), b'some body')
+    assert unpack(content) == (p64(1), p64(2), b'some body')
+    for position in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            assert unpack(bytes(damaged)) is None
+
+
+@pytest.mark.parametrize('change, reason', [
+    (lambda data: b'', None),
+    (lambda data: data[:10], 'cut off'),
+    (lambda data: data[:64], 'nothing in it'),
+    (lambda data: b'ZEC3' + data[4:], 'look like a cache'),
+    (lambda data: bytes(5000), 'look like a cache'),
+    (lambda data: data[:8] + b'\2' + data[9:], 'version 2'),
+    (lambda data: data[:20] + b'?' + data[21:], 'header is damaged')])
+def test_a_file_that_cannot_be_used_starts_empty_with_one_line_in_the_log(
+        path: Path, caplog: Any, change: Any, reason: str | None) -> None:
+    cache = open_cache(str(path), SMALL)
+    cache.store(p64(1), p64(10), None, b'one')
+    cache.close()
+    path.write_bytes(change(path.read_bytes()))
+    for _ in range(2):      # the second time all is well again
+        cache = open_cache(str(path), SMALL, strict=True)
+        assert [reason in message for message in caplog.messages] == ([True] if reason else [])
+        if not len(cache):
+            cache.store(p64(1), p64(10), None, b'two')
+        assert cache.load(p64(1)) == (b'two', p64(10))
+        cache.close()
+
+
+def test_a_damaged_magic_is_not_taken_for_somebody_elses_file(tmp_path: Path) -> None:
+    path = tmp_path / 'without the usual ending'
+    open_cache(str(path), SMALL, strict=True).close()
+    path.write_bytes(b'?' + path.read_bytes()[1:])
+    open_cache(str(path), SMALL, strict=True).close()
+
+
+# Every kind of damage
+
+def history(cache: Cache, truth: Truth) -> list[bytes]:
+    """A bit of everything in a tiny cache; gives all last tids there were."""
+    last_tids = [z64]
+    a, b, c, d = map(p64, range(1, 5))
+
+    def move() -> None:
+        cache.set_last_tid(truth.last_tid)
+        last_tids.append(truth.last_tid)
+
+    def commit(*oids: bytes) -> None:
+        cache.invalidate(truth.commit(*oids), oids)
+        move()
+        for oid in oids:
+            teach(cache, truth, oid)
+
+    commit(a, b, c, d)
+    commit(b)
+    commit(c)
+    truth.commit(d)                             # while away
+    cache.suspect_all()
+    move()
+    cache.confirm(truth.last_tid, [a, c])
+    tid = truth.commit(a)
+    teach(cache, truth, a)                      # ahead of its invalidation
+    cache.invalidate(tid, [a])
+    move()
+    truth.commit(c)
+    cache.drop([c])
+    move()
+    commit(b)
+    for number in range(3):
+        commit(p64(10 + number), b)
+    return last_tids
+
+
+@pytest.fixture(scope='module', params=['clean', 'killed'])
+def damageable(request: pytest.FixtureRequest) -> Iterator[tuple[Path, bytes, Truth, list[bytes], int]]:
+    """A small cache file, closed or not: path, bytes, truth, the last tids it had, number of revisions."""
+    truth = Truth()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, 'x.zec')
+        cache = open_cache(str(path), TINY)
+        last_tids = history(cache, truth)
+        cache.flush()
+        data = path.read_bytes()
+        number = len(cache)
+        cache.close()
+        if request.param == 'clean':
+            data = path.read_bytes()
+        assert number > 8 and len(data) > TINY * 0.8
+        yield path, data, truth, last_tids, number
+
+
+def judge(path: Path, truth: Truth, last_tids: list[bytes]) -> int:
+    """Open the file; nothing it says is wrong, now and when it is used; gives the number of revisions."""
+    cache = open_cache(str(path), TINY)
+    try:
+        assert cache.last_tid in last_tids
+        number = len(cache)
+        truth.check(cache)
+        cache.confirm(truth.last_tid, [oid for oid, start in cache.suspects() if truth.end(oid, start) is None])
+        cache.drop(truth.changed_since(cache.last_tid))
+        cache.set_last_tid(truth.last_tid)
+        truth.check(cache)
+        known = knowledge(cache)
+    finally:
+        cache.close()
+    cache = open_cache(str(path), TINY)
+    assert knowledge(cache) == known
+    cache.close()
+    return number
+
+
+def test_the_undamaged_file_keeps_everything(damageable: Any) -> None:
+    path, data, truth, last_tids, number = damageable
+    path.write_bytes(data)
+    assert judge(path, truth, last_tids) == number
+
+
+def test_no_flipped_bit_makes_it_say_anything_wrong(damageable: Any, caplog: Any) -> None:
+    path, data, truth, last_tids, number = damageable
+    caplog.set_level(logging.CRITICAL)
+    kept = 0
+    for position in range(len(data)):
+        for bit in range(8) if position < 200 else [position % 8]:
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            kept += judge(path, truth, last_tids) if position >= 64 else 0 * judge(path, truth, last_tids)
+    # And damage costs no more than what it hits, and what may have been ended by it.
+    assert kept > number * (len(data) - 64) * 0.4
+
+
+def test_no_lost_block_makes_it_say_anything_wrong(damageable: Any, caplog: Any) -> None:
+    path, data, truth, last_tids, number = damageable
+    caplog.set_level(logging.CRITICAL)
+    for length in 16, 100, 512:
+        for position in range(0, len(data), max(16, length // 2)):
+            for filling in bytes(length), b'\xff' * length, data[:length], data[64:64 + length], data[-length:]:
+                path.write_bytes(data[:position] + filling + data[position + length:])
+                judge(path, truth, last_tids)
+
+
+def test_no_truncation_makes_it_say_anything_wrong(damageable: Any, caplog: Any) -> None:
+    path, data, truth, last_tids, number = damageable
+    caplog.set_level(logging.CRITICAL)
+    for length in range(0, len(data), 3):
+        path.write_bytes(data[:length])
+        judge(path, truth, last_tids)
+
+
+def test_no_moment_at_which_it_is_killed_makes_it_say_anything_wrong(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+    """Every write is cut off after each of its bytes, or is lost while later ones are not."""
+    caplog.set_level(logging.CRITICAL)
+    writes: list[tuple[int, bytes]] = []
+    pwrite, truncate = os.pwrite, os.ftruncate
+    monkeypatch.setattr('zeo.client.cachefile.COLLECTED', 1)
+    monkeypatch.setattr(os, 'pwrite', lambda fd, data, offset: writes.append((offset, data)) or pwrite(fd, data, offset))
+    truth = Truth()
+    cache = open_cache(str(tmp_path / 'original.zec'), TINY)
+    last_tids = history(cache, truth)
+    cache.close()
+    monkeypatch.undo()
+    path = tmp_path / 'found.zec'
+    image = b''
+    for number, (offset, data) in enumerate(writes):
+        for cut in range(0, len(data), 7):
+            path.write_bytes(placed(image, offset, data[:cut]))
+            judge(path, truth, last_tids)
+        without = image
+        for later_offset, later in writes[number + 1:]:
+            without = placed(without, later_offset, later)
+        path.write_bytes(without)
+        judge(path, truth, last_tids)
+        image = placed(image, offset, data)
+
+
+def placed(image: bytes, offset: int, data: bytes) -> bytes:
+    return image[:offset].ljust(offset, b'\0') + data + image[offset + len(data):]
+
+
+# Everything at once
+
+class CacheMachine(RuleBasedStateMachine):
+    """A client's life with its cache: commits, loads, absences, restarts, crashes, damage."""
+
+    oids = st.lists(st.integers(1, 12).map(p64), min_size=1, max_size=4, unique=True)
+
+    @initialize(segments=st.integers(4, 20))
+    def begin(self, segments: int) -> None:
+        logging.disable(logging.CRITICAL)
+        self.directory = Path(tempfile.mkdtemp())
+        self.path = self.directory / 'x.zec'
+        self.size = 64 + segments * 512
+        self.truth = Truth()
+        self.cache = self.open()
+        self.last_tids = {z64}
+        self.undamaged = True
+
+    def open(self) -> Cache:
+        return open_cache(str(self.path), self.size, strict=True)
+
+    @property
+    def up_to_date(self) -> bool:
+        return self.cache.last_tid == self.truth.last_tid
+
+    def move(self) -> None:
+        self.cache.set_last_tid(self.truth.last_tid)
+        self.last_tids.add(self.truth.last_tid)
+
+    @precondition(lambda self: self.up_to_date)
+    @rule(oids=oids, size=st.integers(0, 300), own=st.booleans())
+    def commit(self, oids: list[bytes], size: int, own: bool) -> None:
+        tid = self.truth.commit(*oids, size=size)
+        self.cache.invalidate(tid, oids)
+        for oid in oids if own else []:
+            teach(self.cache, self.truth, oid)
+        self.move()
+
+    @precondition(lambda self: self.up_to_date)
+    @rule(oids=oids)
+    def meet_a_reply_ahead_of_its_invalidation(self, oids: list[bytes]) -> None:
+        tid = self.truth.commit(*oids)
+        teach(self.cache, self.truth, oids[0])
+        self.cache.invalidate(tid, oids)
+        self.move()
+
+    @rule(oids=oids, size=st.integers(0, 300))
+    def be_away_meanwhile(self, oids: list[bytes], size: int) -> None:
+        self.truth.commit(*oids, size=size)
+
+    @precondition(lambda self: not self.up_to_date)
+    @rule(how=st.sampled_from(['catch up', 'suspect', 'drop']), proven=st.integers(0, 12))
+    def reconnect(self, how: str, proven: int) -> None:
+        if how == 'catch up':
+            self.cache.drop(self.truth.changed_since(self.cache.last_tid))
+        elif how == 'suspect':
+            self.cache.suspect_all()
+        else:
+            self.cache.clear(self.truth.last_tid)
+        self.move()
+        self.prove(proven)
+
+    @precondition(lambda self: self.up_to_date)
+    @rule(number=st.integers(0, 12))
+    def prove(self, number: int) -> None:
+        suspects = list(self.cache.suspects())[:number]
+        self.cache.confirm(self.truth.last_tid, [oid for oid, start in suspects if self.truth.end(oid, start) is None])
+        self.cache.drop([oid for oid, start in suspects if self.truth.end(oid, start) is not None])
+
+    @precondition(lambda self: self.up_to_date)
+    @rule(oids=oids, back=st.integers(0, 60))
+    def load(self, oids: list[bytes], back: int) -> None:
+        before = p64(max(0, int.from_bytes(self.truth.last_tid) + 1 - back))
+        for oid in oids:
+            teach(self.cache, self.truth, oid, before)
+
+    @rule(times=st.integers(1, 5), oids=oids)
+    def use(self, times: int, oids: list[bytes]) -> None:
+        for oid in oids * times:
+            self.cache.load(oid)
+
+    @rule()
+    def the_file_says_what_memory_says(self) -> None:
+        if self.undamaged:
+            self.cache.flush()
+            copy = copied(self.cache, self.directory / 'copy.zec', self.size)
+            assert knowledge(copy) == knowledge(self.cache)
+            copy.close()
+
+    @rule(grow=st.sampled_from([-1024, 0, 0, 1024]))
+    def restart(self, grow: int) -> None:
+        known = knowledge(self.cache)
+        self.cache.close()
+        self.size = max(TINY, self.size + grow)
+        self.cache = self.open()
+        if self.undamaged and grow >= 0:
+            assert knowledge(self.cache) == known
+
+    @rule(flushed=st.booleans(), cut=st.integers(0, 400))
+    def crash(self, flushed: bool, cut: int) -> None:
+        if flushed:
+            self.cache.flush()
+        data = self.path.read_bytes()
+        self.cache.abandon()
+        self.path.unlink()
+        self.path.write_bytes(data[:len(data) - cut])
+        self.cache = self.open()
+        assert self.cache.last_tid in self.last_tids
+
+    @rule(positions=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=3), byte=st.integers(1, 255),
+          live=st.booleans())
+    def damage(self, positions: list[float], byte: int, live: bool) -> None:
+        self.undamaged = False
+        if not live:
+            self.cache.close()
+        data = bytearray(self.path.read_bytes())
+        for position in positions:
+            data[int(position * len(data))] ^= byte
+        with FileIO(str(self.path), 'r+') as file:
+            file.write(data)
+        if not live:
+            self.cache = self.open()
+            assert self.cache.last_tid in self.last_tids
+
+    @invariant()
+    def nothing_is_wrong(self) -> None:
+        if hasattr(self, 'cache'):
+            self.truth.check(self.cache)
+
+    def teardown(self) -> None:
+        if hasattr(self, 'cache'):
+            self.cache.close()
+            shutil.rmtree(self.directory)
+        logging.disable(logging.NOTSET)
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(
+    max_examples=80, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))

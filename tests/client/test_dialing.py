@@ -1,0 +1,202 @@
+"""From addresses to sockets on which a server has greeted."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.conftest import Calls
+from tests.client.peer import Host
+from zeo.client import dialing
+from zeo.client.dialing import Line
+from zeo.client.dialing import dial
+from zeo.client.dialing import display
+from zeo.client.dialing import parse_addresses
+from zeo.errors import ClientDisconnected
+from zeo.wire.framing import frame
+
+
+@pytest.mark.parametrize('given, parsed', [
+    (('example.org', 8100), [('example.org', 8100)]),
+    (['example.org', 8100], [('example.org', 8100)]),
+    (('', 8100), [('localhost', 8100)]),
+    ((None, 8100), [('localhost', 8100)]),
+    (8100, [('localhost', 8100)]),
+    ('/run/zeo.sock', ['/run/zeo.sock']),
+    ([('a', 1), '/b', 3], [('a', 1), '/b', ('localhost', 3)]),
+    ((('a', 1), ('b', 2)), [('a', 1), ('b', 2)]),
+    (('/a', '/b'), ['/a', '/b']),
+])
+def test_addresses_are_understood(given: Any, parsed: Any) -> None:
+    assert parse_addresses(given) == parsed
+
+
+@pytest.mark.parametrize('given', [
+    None, '', [], (), 0, 65536, -1, True, ('a', 0), ('a', 'b', ''), ('a', '8100'), 'a:8100', ':8100', '8100', (1, 'a', None), {},
+    b'/path', ('a', 1.5), [('a', 1), None], ('a', True), '/a\0b'])
+def test_what_is_no_address_is_a_clear_error(given: Any) -> None:
+    with pytest.raises(ValueError, match='not the address of a server'):
+        parse_addresses(given)
+
+
+def test_addresses_are_shown_as_people_write_them() -> None:
+    assert [display(('a', 1)), display(('::1', 1)), display('/a')] == ['a:1', '[::1]:1', '/a']
+
+
+@pytest.fixture
+def interruption() -> Iterator[tuple[socket.socket, socket.socket]]:
+    read, write = socket.socketpair()
+    yield read, write
+    read.close()
+    write.close()
+
+
+@pytest.fixture
+def refused() -> tuple[str, int]:
+    """An address where nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()  # type: ignore[no-any-return]
+
+
+def first(addresses: Any, interruption: Any) -> Line | None:
+    lines = dial(addresses, interruption[0])
+    try:
+        return next((line for line in lines if line is not None), None)
+    finally:
+        lines.close()
+
+
+def test_a_server_that_greets_is_found(host: Host, interruption: Any, calls: Calls) -> None:
+    line = calls.start(first, [host.address], interruption)
+    host.accept().greet()
+    found = line()
+    assert found.address == host.address
+    found.sock.close()
+
+
+def test_a_unix_socket_is_an_address(tmp_path: Path, interruption: Any, calls: Calls) -> None:
+    host = Host(str(tmp_path / 's'))
+    line = calls.start(first, [str(tmp_path / 's')], interruption)
+    host.accept().greet()
+    line().sock.close()
+    host.close()
+
+
+def test_addresses_that_fail_are_passed_over(
+        host: Host, refused: Any, tmp_path: Path, interruption: Any, calls: Calls) -> None:
+    line = calls.start(first, [refused, str(tmp_path / 'none'), host.address], interruption)
+    host.accept().greet()
+    line().sock.close()
+
+
+def test_a_server_that_is_silent_does_not_hold_up_the_next(
+        host: Host, second_host: Host, interruption: Any, calls: Calls) -> None:
+    line = calls.start(first, [host.address, second_host.address], interruption)
+    silent = host.accept()
+    second_host.accept().greet()
+    found = line()
+    assert found.address == second_host.address
+    found.sock.close()
+    assert silent.at_end()
+
+
+@pytest.mark.parametrize('greeting', [b'Z4', b'Z309', b'Z3101', b'M5', b'HTTP/1.1 400'])
+def test_a_server_of_another_protocol_is_left_without_a_request(
+        host: Host, interruption: Any, calls: Calls, greeting: bytes) -> None:
+    line = calls.start(first, [host.address], interruption)
+    peer = host.accept()
+    peer.send(frame(greeting))
+    with pytest.raises(ClientDisconnected, match='protocol'):
+        line()
+    assert peer.at_end()
+
+
+def test_a_server_of_a_later_protocol_is_answered_with_ours(
+        host: Host, interruption: Any, calls: Calls) -> None:
+    line = calls.start(first, [host.address], interruption)
+    peer = host.accept()
+    peer.send(frame(b'Z6'))
+    assert peer.payload() == b'Z5'
+    line().sock.close()
+
+
+@pytest.mark.parametrize('said', [b'GET / HTTP/1.1\r\n\r\n', b'\0\0\0\0', b''])
+def test_what_is_no_server_fails_at_once(
+        host: Host, interruption: Any, calls: Calls, said: bytes) -> None:
+    line = calls.start(first, [host.address], interruption)
+    peer = host.accept()
+    peer.sock.sendall(said)
+    peer.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(ClientDisconnected):
+        line()
+
+
+def test_a_silent_server_fails_after_a_while(
+        host: Host, interruption: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialing, 'PATIENCE', 0.05)
+    line = calls.start(first, [host.address], interruption)
+    host.accept()
+    with pytest.raises(ClientDisconnected, match='no answer'):
+        line()
+
+
+def test_failing_names_every_address_and_why(refused: Any, tmp_path: Path, interruption: Any) -> None:
+    path = str(tmp_path / 'none')
+    with pytest.raises(ClientDisconnected) as raised:
+        first([refused, path], interruption)
+    assert display(refused) in str(raised.value)
+    assert path in str(raised.value)
+
+
+def test_dialing_can_be_interrupted(host: Host, interruption: Any, calls: Calls) -> None:
+    line = calls.start(first, [host.address], interruption)
+    peer = host.accept()
+    interruption[1].send(b'.')
+    assert line() is None
+    assert peer.at_end()
+
+
+def test_a_connection_does_not_delay_and_finds_dead_peers(
+        host: Host, interruption: Any, calls: Calls) -> None:
+    line = calls.start(first, [host.address], interruption)
+    host.accept().greet()
+    sock = line().sock
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    if hasattr(socket, 'TCP_KEEPIDLE'):
+        idle, interval, probes = (
+            sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ('TCP_KEEPIDLE', 'TCP_KEEPINTVL', 'TCP_KEEPCNT'))
+        assert idle + interval * probes <= dialing.DEAD_AFTER
+    if hasattr(socket, 'TCP_USER_TIMEOUT'):
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) \
+            == dialing.DEAD_AFTER * 1000
+    sock.close()
+
+
+def test_a_unix_server_that_does_not_accept_is_an_error(
+        tmp_path: Path, interruption: Any, calls: Calls) -> None:
+    path = str(tmp_path / 's')
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(0)
+    filling = socket.socket(socket.AF_UNIX)
+    filling.connect(path)
+    try:
+        with pytest.raises(ClientDisconnected, match='does not accept'):
+            first([path], interruption)
+    finally:
+        filling.close()
+        listener.close()
+
+
+def test_while_there_is_nothing_new_the_caller_is_asked_to_wait(
+        host: Host, interruption: Any) -> None:
+    lines = dial([host.address], interruption[0])
+    assert next(lines) is None
+    lines.close()
+
+

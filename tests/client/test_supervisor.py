@@ -1,0 +1,526 @@
+"""A verified connection: made, kept, lost, made again, and closed from any state."""
+
+import random
+import socket
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ZODB.POSException import ReadOnlyError
+
+from tests.client.conftest import Calls
+from tests.client.peer import INFO
+from tests.client.peer import PATIENCE
+from tests.client.peer import Host
+from tests.client.peer import Peer
+from tests.client.peer import oid
+from tests.client.peer import tid
+from tests.system.servers import until
+from zeo.client import supervisor as module
+from zeo.client.cache import open_cache
+from zeo.client.supervisor import Link
+from zeo.client.supervisor import State
+from zeo.client.supervisor import Supervisor
+from zeo.client.upkeep import Upkeep
+from zeo.client.verification import CacheIsNewer
+from zeo.errors import ClientDisconnected
+from zeo.errors import ClientStorageError
+from zeo.wire.messages import invalidation_notice
+from zeo.wire.messages import notice
+from zeo.wire.messages import reply
+
+
+class Database:
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def invalidate(self, tid: bytes, oids: Any) -> None:
+        self.told.append((tid, list(oids)))
+
+    def invalidateCache(self) -> None:
+        self.told.append('all')
+
+
+class Client:
+    """A supervisor with a cache and a database."""
+
+    def __init__(self, *hosts: Any, **options: Any) -> None:
+        self.cache = open_cache(None, 1 << 20)
+        self.upkeep = Upkeep(self.cache)
+        self.upkeep.database = self.database = Database()
+        self.connected: list[Link] = []
+        self.supervisor = Supervisor(
+            [host.address if isinstance(host, Host) else host for host in hosts], '1', self.upkeep,
+            **{'connected': self.connected.append, 'wait_timeout': PATIENCE, 'min_poll': 0.01}
+            | options)
+
+    def known(self, last_tid: bytes) -> None:
+        """As if it had been connected before: object 1 is cached, valid as of that tid."""
+        self.cache.store(oid(1), tid(1), None, b'one')
+        self.cache.set_last_tid(last_tid)
+
+    def close(self) -> None:
+        self.supervisor.close()
+        self.cache.close()
+        assert not [each.name for each in threading.enumerate() if each.name.startswith('zeo client')]
+        assert self.supervisor.state is State.CLOSED
+
+
+MakeClient = Callable[..., Client]
+
+
+@pytest.fixture
+def client() -> Iterator[MakeClient]:
+    clients: list[Client] = []
+
+    def make(*args: Any, **options: Any) -> Client:
+        clients.append(Client(*args, **options))
+        return clients[-1]
+
+    yield make
+    for each in clients:
+        each.close()
+
+
+def ready(client: Client, host: Host, last_tid: bytes = tid(5), **info: Any) -> Peer:
+    client.supervisor.start()
+    peer = host.accept()
+    peer.welcome(last_tid, **info)
+    client.supervisor.wait()
+    return peer
+
+
+# ---- making a connection
+
+
+def test_a_client_registers_asks_for_information_and_is_ready(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host, label='me')
+    link = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    peer.greet()
+    message = peer.read('register')
+    assert message.args == ('1', False)
+    assert one.supervisor.state is State.CONNECTING
+    peer.answer(message, tid(5))
+    assert peer.read('set_client_label').args == ('me',)
+    message = peer.read('get_info')
+    assert one.supervisor.state is State.VERIFYING
+    peer.answer(message, INFO)
+    assert link().info == INFO
+    assert one.connected == [link()]
+    assert one.supervisor.state is State.READY
+    assert one.cache.last_tid == tid(5)
+
+
+def test_a_server_that_does_not_tell_its_last_transaction_is_asked(
+        client: MakeClient, host: Host) -> None:
+    one = client(host)
+    one.supervisor.start()
+    peer = host.accept()
+    peer.greet()
+    peer.answer(peer.read('register'), None)
+    peer.answer(peer.read('lastTransaction'), tid(7))
+    peer.answer(peer.read('get_info'), INFO)
+    one.supervisor.wait()
+    assert one.cache.last_tid == tid(7)
+
+
+def test_a_known_cache_catches_up(client: MakeClient, host: Host) -> None:
+    one = client(host)
+    one.known(tid(3))
+    one.supervisor.start()
+    peer = host.accept()
+    peer.welcome(tid(5))
+    message = peer.read('getInvalidations')
+    assert message.args == (tid(3),)
+    assert one.supervisor.state is State.VERIFYING
+    peer.answer(message, (tid(5), [oid(1)]))
+    one.supervisor.wait()
+    assert one.cache.load(oid(1)) is None
+    assert one.database.told == [(tid(5), [oid(1)])]
+
+
+def test_nothing_is_lost_between_the_early_and_the_direct_invalidations(
+        client: MakeClient, host: Host) -> None:
+    """One before each answer, and one right behind the last; 4 and 5 are in the answer already."""
+    one = client(host)
+    one.known(tid(3))
+    one.supervisor.start()
+    peer = host.accept()
+    peer.greet()
+    registration = peer.read('register')
+    peer.send(invalidation_notice(tid(4), [oid(4)]), reply(registration.id, tid(4)))
+    message = peer.read('get_info')
+    peer.send(invalidation_notice(tid(5), [oid(5)]), reply(message.id, INFO))
+    message = peer.read('getInvalidations')
+    peer.send(invalidation_notice(tid(6), [oid(6)]),
+              reply(message.id, (tid(5), [oid(4), oid(5)])),
+              invalidation_notice(tid(7), [oid(1)]))
+    one.supervisor.wait()
+    until(lambda: one.cache.last_tid == tid(7), 'the last invalidation was processed')
+    assert one.database.told == [
+        (tid(5), [oid(4), oid(5)]), (tid(6), [oid(6)]), (tid(7), [oid(1)])]
+    assert one.cache.loadBefore(oid(1), tid(7)) == (b'one', tid(1), tid(7))
+
+
+def test_a_server_that_cannot_tell_what_changed_costs_the_cache(client: MakeClient, host: Host) -> None:
+    one = client(host)
+    one.known(tid(3))
+    one.supervisor.start()
+    peer = host.accept()
+    peer.welcome(tid(5))
+    peer.answer(peer.read('getInvalidations'), None)
+    one.supervisor.wait()
+    assert len(one.cache) == 0
+    assert one.database.told == ['all']
+    assert one.cache.last_tid == tid(5)
+
+
+def test_a_server_older_than_the_cache_is_refused_with_both_tids(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host, max_poll=60.0)
+    one.known(tid(9))
+    waiting = calls.start(one.supervisor.wait, 0.5)
+    peer = host.accept()
+    peer.welcome(tid(5))
+    assert peer.at_end()
+    with pytest.raises(CacheIsNewer) as raised:
+        waiting()
+    assert raised.value.cache_tid == tid(9)
+    assert raised.value.server_tid == tid(5)
+    assert one.cache.load(oid(1)) == (b'one', tid(1))
+
+
+def test_new_figures_replace_the_old(client: MakeClient, host: Host) -> None:
+    one = client(host)
+    peer = ready(one, host)
+    peer.send(notice('info', ({'length': 99},)))
+    until(lambda: one.connected[0].info['length'] == 99, 'the figure has come')
+    assert one.connected[0].info['name'] == INFO['name']
+
+
+def test_the_next_server_is_tried_if_one_fails(
+        client: MakeClient, host: Host, second_host: Host, calls: Calls) -> None:
+    one = client(host, second_host)
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    peer.greet()
+    peer.refuse(peer.read('register'), ValueError('unknown storage: 1'))
+    second_host.accept().welcome(tid(5))
+    assert waiting().address == second_host.address
+
+
+# ---- losing it
+
+
+def test_a_lost_connection_is_made_again_and_verified(client: MakeClient, host: Host) -> None:
+    one = client(host)
+    peer = ready(one, host)
+    one.cache.store(oid(1), tid(1), None, b'one')
+    peer.close()
+    peer = host.accept()
+    peer.welcome(tid(6))
+    peer.answer(peer.read('getInvalidations'), (tid(6), [oid(1)]))
+    one.supervisor.wait()
+    assert one.cache.load(oid(1)) is None
+    assert len(one.connected) == 2
+
+
+def test_callers_wait_over_a_reconnection(client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host)
+    peer = ready(one, host)
+    peer.close()
+    until(lambda: one.supervisor.link is None, 'the loss is noticed')
+    waiting = calls.start(one.supervisor.wait)
+    host.accept().welcome(tid(5))
+    assert waiting() is one.connected[1]
+
+
+def test_callers_do_not_wait_longer_than_agreed_and_hear_why(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host, wait_timeout=0.3)
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    peer.greet()
+    peer.refuse(peer.read('register'), ValueError('unknown storage: 1'))
+    with pytest.raises(ClientStorageError, match='unknown storage'):
+        waiting()
+
+
+def test_a_server_that_hangs_up_is_asked_less_and_less_often(
+        client: MakeClient, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, 'uniform', lambda low, high: high)
+    pauses: list[int] = []
+    pause = Supervisor._pause
+    monkeypatch.setattr(Supervisor, '_pause', lambda self, n: (pauses.append(n), pause(self, n))[1])
+    one = client(host, min_poll=0.001)
+    one.supervisor.start()
+    for _ in range(3):
+        host.accept().close()  # before the greeting
+    for _ in range(3):
+        peer = host.accept()
+        peer.greet()
+        peer.close()
+    host.accept().welcome(tid(5))
+    one.supervisor.wait()
+    assert pauses == [0, 1, 2, 3, 4, 5]
+
+
+def test_pauses_double_up_to_the_greatest_and_vary(
+        client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = client(1, min_poll=1.0, max_poll=5.0)
+    waits: list[float] = []
+    now = [0.0]
+
+    def wait(timeout: float) -> bool:
+        waits.append(timeout)
+        now[0] += timeout
+        return False
+
+    monkeypatch.setattr(one.supervisor._changed, 'wait', wait)
+    monkeypatch.setattr(module, 'monotonic', lambda: now[0])
+    for n in range(5):
+        one.supervisor._pause(n)
+    for actual, expected in zip(waits, [1, 2, 4, 5, 5], strict=True):
+        assert 0.75 * expected <= actual <= 1.25 * expected
+    assert len(set(waits)) == 5
+    waits.clear()
+    one.supervisor._waiters = 1
+    one.supervisor._pause(4)
+    assert waits == [pytest.approx(module.WAITED_FOR)]
+
+
+def test_a_client_may_begin_without_a_server(client: MakeClient, calls: Calls) -> None:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        address = sock.getsockname()
+    one = client(address)
+    one.supervisor.start()
+    until(lambda: one.supervisor.state is State.LOST, 'it has tried')
+    waiting = calls.start(one.supervisor.wait)
+    host = Host(address)
+    host.accept().welcome(tid(5))
+    waiting()
+    host.close()
+
+
+def test_new_addresses_are_tried_at_once(
+        client: MakeClient, host: Host, calls: Calls, tmp_path: Any) -> None:
+    one = client(str(tmp_path / 'nobody'), min_poll=1000.0, max_poll=1000.0)
+    one.supervisor.start()
+    until(lambda: one.supervisor.state is State.LOST, 'it has tried')
+    one.supervisor.new_addresses([host.address])
+    host.accept().welcome(tid(5))
+    one.supervisor.wait()
+
+
+def test_whoever_is_dispatching_may_not_wait_for_a_connection(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host)
+    errors: list[BaseException] = []
+
+    def invalidate(tid: bytes, oids: Any) -> None:
+        one.supervisor.link = None
+        try:
+            one.supervisor.wait()
+        except ClientStorageError as error:
+            errors.append(error)
+
+    one.database.invalidate = invalidate  # type: ignore[method-assign]
+    peer = ready(one, host)
+    peer.send(invalidation_notice(tid(6), [oid(1)]))
+    until(lambda: errors, 'it was refused')
+    assert not isinstance(errors[0], ClientDisconnected)
+
+
+# ---- closing
+
+
+def test_closing_while_it_looks_for_a_server(client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host)
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()  # and never greet
+    one.supervisor.close()
+    with pytest.raises(ClientDisconnected, match='closed'):
+        waiting()
+    assert peer.at_end()
+
+
+@pytest.mark.parametrize('last', ['register', 'get_info', 'getInvalidations'])
+def test_closing_while_the_server_does_not_answer(
+        client: MakeClient, host: Host, calls: Calls, last: str) -> None:
+    one = client(host)
+    one.known(tid(3))
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    peer.greet()
+    for name, answer in ('register', tid(5)), ('get_info', INFO), ('getInvalidations', None):
+        message = peer.read(name)
+        if name == last:
+            break
+        peer.answer(message, answer)
+    one.supervisor.close()
+    with pytest.raises(ClientDisconnected, match='closed'):
+        waiting()
+    assert peer.at_end()
+
+
+def test_closing_when_ready_ends_the_calls_in_flight(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host)
+    peer = ready(one, host)
+    results = [calls.start(one.connected[0].channel.call, 'pack', (n,)) for n in range(3)]
+    for _ in results:
+        peer.read('pack')
+    one.supervisor.close()
+    for result in results:
+        with pytest.raises(ClientDisconnected):
+            result()
+    assert peer.at_end()
+    with pytest.raises(ClientDisconnected, match='closed'):
+        one.supervisor.wait()
+
+
+def test_closing_between_attempts(client: MakeClient, tmp_path: Any, calls: Calls) -> None:
+    one = client(str(tmp_path / 'nobody'), min_poll=1000.0, max_poll=1000.0)
+    one.supervisor.start()
+    until(lambda: one.supervisor.state is State.LOST, 'it has tried')
+    one.supervisor.close()
+    assert one.supervisor.state is State.CLOSED
+
+
+def test_closing_before_it_was_started(client: MakeClient, host: Host) -> None:
+    one = client(host)
+    one.supervisor.close()
+    one.supervisor.start()
+    with pytest.raises(ClientDisconnected):
+        one.supervisor.wait()
+
+
+def test_closing_waits_until_the_database_is_left_alone(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host)
+    busy, go_on = threading.Event(), threading.Event()
+
+    def invalidate(tid: bytes, oids: Any) -> None:
+        one.database.told.append('busy')
+        busy.set()
+        assert go_on.wait(PATIENCE)
+        one.database.told.append('done')
+
+    one.database.invalidate = invalidate  # type: ignore[method-assign]
+    peer = ready(one, host)
+    one.database.told.clear()
+    peer.send(invalidation_notice(tid(6), [oid(1)]), invalidation_notice(tid(7), [oid(1)]))
+    assert busy.wait(PATIENCE)
+    closing = calls.start(one.supervisor.close)
+    until(lambda: one.connected[0].channel.ended, 'closing has begun')
+    assert calls.threads[-1].is_alive()
+    go_on.set()
+    closing()
+    assert one.database.told == ['busy', 'done']
+
+
+def test_closing_from_within_a_callback_does_not_wait_for_itself(
+        client: MakeClient, host: Host) -> None:
+    one = client(host)
+    done = threading.Event()
+
+    def invalidate(tid: bytes, oids: Any) -> None:
+        one.supervisor.close()
+        done.set()
+
+    one.database.invalidate = invalidate  # type: ignore[method-assign]
+    peer = ready(one, host)
+    peer.send(invalidation_notice(tid(6), [oid(1)]))
+    assert done.wait(PATIENCE)
+    assert one.supervisor._thread is not None
+    one.supervisor._thread.join(PATIENCE)
+
+
+# ---- read-only servers
+
+
+def refuse_writers(peer: Peer) -> None:
+    peer.greet()
+    message = peer.read('register')
+    assert message.args[1] is False
+    peer.refuse(message, ReadOnlyError())
+
+
+def test_a_read_only_client_says_so(client: MakeClient, host: Host) -> None:
+    one = client(host, read_only=True)
+    one.supervisor.start()
+    peer = host.accept()
+    assert peer.welcome(tid(5)).args == ('1', True)
+    assert one.supervisor.wait().read_only
+
+
+def test_a_writing_client_does_not_take_a_read_only_server(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host, wait_timeout=0.3, max_poll=60.0)
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    refuse_writers(peer)
+    assert peer.at_end()
+    with pytest.raises(ClientDisconnected) as raised:
+        waiting()
+    assert isinstance(raised.value.__cause__, ReadOnlyError)
+
+
+def test_with_fallback_a_read_only_server_is_used_until_there_is_a_writable_one(
+        client: MakeClient, host: Host, second_host: Host, calls: Calls) -> None:
+    one = client(host, fallback=True)
+    one.supervisor.start()
+    peer = host.accept()
+    refuse_writers(peer)
+    message = peer.read('register')
+    assert message.args[1] is True
+    peer.answer(message, tid(5))
+    peer.answer(peer.read('get_info'), INFO)
+    assert one.supervisor.wait().read_only
+    # It goes on looking, and it is refused again ...
+    seeker = host.accept()
+    refuse_writers(seeker)
+    assert seeker.at_end()
+    # ... until there is one that takes it.
+    seeker = host.accept()
+    seeker.greet()
+    seeker.answer(seeker.read('register'), tid(6))
+    seeker.answer(seeker.read('get_info'), INFO)
+    seeker.answer(seeker.read('getInvalidations'), (tid(6), []))
+    assert peer.at_end()
+    until(lambda: len(one.connected) == 2, 'it has changed over')
+    assert not one.supervisor.wait().read_only
+    assert one.supervisor._seeker is None
+
+
+def test_with_fallback_a_writable_server_is_preferred(
+        client: MakeClient, host: Host, second_host: Host, calls: Calls) -> None:
+    one = client(host, second_host, fallback=True)
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    refuse_writers(peer)
+    peer.answer(peer.read('register'), tid(5))
+    second_host.accept().welcome(tid(5))
+    assert not waiting().read_only
+    assert peer.at_end()
+
+
+def test_closing_while_a_better_server_is_looked_for(client: MakeClient, host: Host) -> None:
+    one = client(host, fallback=True)
+    one.supervisor.start()
+    peer = host.accept()
+    refuse_writers(peer)
+    peer.answer(peer.read('register'), tid(5))
+    peer.answer(peer.read('get_info'), INFO)
+    one.supervisor.wait()
+    seeker = host.accept()
+    seeker.greet()
+    seeker.read('register')
+    one.supervisor.close()
+    assert seeker.at_end()
+    assert peer.at_end()
