@@ -1,0 +1,122 @@
+"""Framing: whatever the network does to a stream of frames, the payloads come out as they went in."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zeo.errors import ProtocolError
+from zeo.wire import framing
+from zeo.wire.framing import Inbox
+from zeo.wire.framing import frame
+
+
+def receive(inbox: Inbox, data: bytes, steps: list[int]) -> list[bytes | bytearray]:
+    """Put data into an inbox, so many bytes at a time (again and again); the payloads it gives out."""
+    payloads: list[bytes | bytearray] = []
+    left = memoryview(data)
+    for step in itertools.cycle(steps):
+        buffer = inbox.buffer()
+        assert len(buffer) > 0
+        size = min(step, len(buffer), len(left))
+        buffer[:size] = left[:size]
+        del buffer
+        left = left[size:]
+        inbox.advance(size)
+        while (payload := inbox.next()) is not None:
+            payloads.append(payload)
+        if not left:
+            return payloads
+    raise AssertionError
+
+
+def test_a_frame_is_its_length_in_four_bytes_and_its_payload() -> None:
+    assert frame(b'abc') == (b'\0\0\0\x03abc',)
+    assert frame(b'ab', b'', b'c') == (b'\0\0\0\x03abc',)
+
+
+def test_a_long_part_is_not_copied() -> None:
+    record = bytes(100_000)
+    parts = frame(b'head', record, b'tail')
+    assert parts[2] is record
+    assert b''.join(parts) == (100_008).to_bytes(4, 'big') + b'head' + record + b'tail'
+
+
+def test_a_long_frame_has_no_empty_parts() -> None:
+    assert [len(part) for part in frame(bytes(100_000))] == [4, 100_000]
+
+
+def test_a_payload_longer_than_the_prefix_can_say_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert framing.LONGEST == 2**32 - 1
+    monkeypatch.setattr(framing, 'LONGEST', 100_000)
+    assert len(b''.join(frame(bytes(100_000)))) == 100_004
+    with pytest.raises(ProtocolError, match='100001 bytes'):
+        frame(bytes(100_000), b'x')
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=20),
+       st.lists(st.integers(1, 100), min_size=1, max_size=20),
+       st.integers(16, 200))
+def test_frames_come_out_whole_however_the_stream_was_cut(
+        payloads: list[bytes], steps: list[int], size: int) -> None:
+    stream = b''.join(part for payload in payloads for part in frame(payload))
+    assert receive(Inbox(size=size), stream, steps) == payloads
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=6),
+       st.lists(st.integers(1, 2000), min_size=1, max_size=6))
+def test_frames_longer_than_the_first_step_grow_as_they_arrive(
+        lengths: list[int], steps: list[int]) -> None:
+    payloads = [bytes([number + 1]) * length for number, length in enumerate(lengths)]
+    stream = b''.join(part for payload in payloads for part in frame(payload))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(framing, '_FIRST_STEP', 64)
+        assert receive(Inbox(size=32), stream, steps) == payloads
+
+
+def test_many_frames_that_arrive_at_once_come_out_one_by_one() -> None:
+    inbox = Inbox()
+    stream = b''.join(itertools.chain(*(frame(b'%d' % number) for number in range(1000))))
+    assert receive(inbox, stream, [len(stream)]) == [b'%d' % number for number in range(1000)]
+    assert inbox.next() is None
+
+
+def test_a_payload_keeps_its_value_when_the_next_one_arrives() -> None:
+    inbox = Inbox(size=16)
+    first, = receive(inbox, frame(b'first')[0], [100])
+    receive(inbox, frame(b'SECOND')[0], [100])
+    assert first == b'first'
+
+
+@pytest.mark.parametrize('limit, length', [(10, 0), (10, 11), (10, 2**32 - 1), (2**32 - 1, 0)])
+def test_a_length_of_zero_or_beyond_the_limit_is_refused(limit: int, length: int) -> None:
+    inbox = Inbox(limit)
+    with pytest.raises(ProtocolError, match=f'a frame of {length} bytes'):
+        receive(inbox, length.to_bytes(4, 'big'), [4])
+
+
+def test_a_payload_as_long_as_the_limit_is_taken() -> None:
+    assert receive(Inbox(10), frame(b'0123456789')[0], [3]) == [b'0123456789']
+
+
+def test_the_limit_may_be_raised_between_frames() -> None:
+    inbox = Inbox(limit=5)
+    assert receive(inbox, frame(b'12345')[0], [100]) == [b'12345']
+    inbox.limit = 6
+    assert receive(inbox, frame(b'123456')[0], [100]) == [b'123456']
+    inbox.limit = 5
+    with pytest.raises(ProtocolError):
+        receive(inbox, frame(b'123456')[0], [100])
+
+
+def test_a_length_alone_allocates_little() -> None:
+    inbox = Inbox()
+    assert receive(inbox, b'\xff\xff\xff\xff', [4]) == []
+    assert len(inbox.buffer()) <= 4 * 2**20
+
+
+def test_memory_grows_with_what_has_arrived_not_with_what_was_announced() -> None:
+    inbox = Inbox()
+    assert receive(inbox, b'\xff\xff\xff\xff' + bytes(5 * 2**20), [2**16]) == []
+    assert len(inbox.buffer()) <= 4 * 2**20
