@@ -288,13 +288,15 @@ def damageable(request: pytest.FixtureRequest) -> Iterator[tuple[Path, bytes, Tr
         yield path, data, truth, last_tids, number
 
 
-def judge(path: Path, truth: Truth, last_tids: list[bytes]) -> int:
+def judge(path: Path, truth: Truth, last_tids: list[bytes], use: bool = True) -> int:
     """Open the file; nothing it says is wrong, now and when it is used; gives the number of revisions."""
     cache = open_cache(str(path), TINY)
     try:
         assert cache.last_tid in last_tids
         number = len(cache)
         truth.check(cache)
+        if not use:
+            return number
         cache.confirm(truth.last_tid, [oid for oid, start in cache.suspects() if truth.end(oid, start) is None])
         cache.drop(truth.changed_since(cache.last_tid))
         cache.set_last_tid(truth.last_tid)
@@ -323,7 +325,8 @@ def test_no_flipped_bit_makes_it_say_anything_wrong(damageable: Any, caplog: Any
             damaged = bytearray(data)
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
-            kept += judge(path, truth, last_tids) if position >= 64 else 0 * judge(path, truth, last_tids)
+            found = judge(path, truth, last_tids, use=position % 8 == 0)
+            kept += found if position >= 64 else 0      # nothing can be kept without the header
     # And damage costs no more than what it hits, and what may have been ended by it.
     assert kept > number * (len(data) - 64) * 0.4
 
@@ -335,7 +338,7 @@ def test_no_lost_block_makes_it_say_anything_wrong(damageable: Any, caplog: Any)
         for position in range(0, len(data), max(16, length // 2)):
             for filling in bytes(length), b'\xff' * length, data[:length], data[64:64 + length], data[-length:]:
                 path.write_bytes(data[:position] + filling + data[position + length:])
-                judge(path, truth, last_tids)
+                judge(path, truth, last_tids, use=length == 100)
 
 
 def test_no_truncation_makes_it_say_anything_wrong(damageable: Any, caplog: Any) -> None:
@@ -343,7 +346,7 @@ def test_no_truncation_makes_it_say_anything_wrong(damageable: Any, caplog: Any)
     caplog.set_level(logging.CRITICAL)
     for length in range(0, len(data), 3):
         path.write_bytes(data[:length])
-        judge(path, truth, last_tids)
+        judge(path, truth, last_tids, use=length % 8 == 0)
 
 
 def test_no_moment_at_which_it_is_killed_makes_it_say_anything_wrong(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
