@@ -17,11 +17,12 @@ from ZODB.utils import p64, u64, z64
 from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, teach
 from zeo.client import cache as cache_module
 from zeo.client import cachefile
-from zeo.client.cache import Cache, CacheUnavailable, cache_path, open_cache
+from zeo.client.cache import ASIDE, ASIDE_SIZE, Cache, CacheUnavailable, cache_path, open_cache
 from zeo.client.cachefile import Log
 
 A, B, C = p64(1), p64(2), p64(3)
 T1, T2, T3, T4 = p64(10), p64(20), p64(30), p64(40)
+MB = 1024 * 1024
 
 
 @pytest.fixture
@@ -49,6 +50,76 @@ def cache(opened: Callable[..., Cache], path: str) -> Cache:
 
 
 # Revisions
+
+def test_what_came_last_is_set_aside_and_can_be_found_there(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    assert cache._aside and not cache._index
+    assert cache.loadBefore(A, T2) == (b'one', T1, None)
+    assert cache.loadBefore(A, T1) is None
+    assert len(cache) == 1
+    assert list(cache.contents()) == [(A, T1, None)]
+
+
+def test_what_is_set_aside_can_be_ended_and_is_history_then(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.invalidate(T2, [A])
+    assert cache.load(A) is None
+    assert cache.loadBefore(A, T2) == (b'one', T1, T2)
+
+
+def test_what_is_set_aside_is_not_replaced_by_something_older(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T2, None, b'two')
+    cache.store(A, T1, None, b'one')
+    assert cache.load(A) == (b'two', T2)
+    cache.store(A, T3, None, b'three')
+    assert cache.load(A) == (b'three', T3)
+
+
+def test_nothing_is_set_aside_that_contradicts_what_is_known(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T2, None, b'two')
+    cache.flush()
+    cache.store(A, T1, None, b'one')
+    assert not cache._aside
+    assert cache.load(A) == (b'two', T2)
+
+
+def test_no_more_is_set_aside_than_may_be(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 20 * MB)
+    for oid in range(1000):
+        cache.store(p64(oid), T1, None, bytes(oid * 30))
+        assert len(cache._aside) < ASIDE
+        assert sum(len(data) for data, _, _ in cache._aside.values()) < ASIDE_SIZE
+    assert held(cache, range(1000)) == 1000
+
+
+def test_what_is_set_aside_is_in_the_file_after_a_close(opened: Callable[..., Cache], path: str) -> None:
+    cache = opened(path, MB)
+    cache.store(A, T1, None, b'one')
+    assert cache._aside
+    cache.close()
+    assert cache.load(A) is None
+    assert opened(path, MB).load(A) == (b'one', T1)
+
+
+def test_an_interruption_while_it_is_put_away_leaves_an_empty_cache(
+        opened: Callable[..., Cache], monkeypatch: Any) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'two')
+
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache._log, 'append', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.invalidate(T2, [A])
+    assert len(cache) == 0
+    assert cache.load(A) is cache.load(B) is None
+
 
 def test_a_stored_revision_is_loaded(cache: Cache) -> None:
     cache.store(A, T1, None, b'data')
@@ -696,6 +767,7 @@ def test_a_signal_handler_may_close_the_cache_it_interrupts(cache: Cache, monkey
 
     monkeypatch.setattr(cache._log, 'append', closing)
     cache.store(A, T1, None, b'one')
+    cache.flush()       # or it would only be set aside
     assert cache.load(A) is None
     assert cache._log._file.closed
 
