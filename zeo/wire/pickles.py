@@ -177,7 +177,7 @@ def _is_simple(data: bytes | bytearray) -> bool:
 # memo.  The last two are far beyond `DEPTH`, so that no container can hold them.
 _TEXT = 0  # text or bytes
 _ATOM = 1  # a number, None, ...
-_RECIPE = 1000  # the arguments of `copyreg._reconstructor`
+_RECIPE = 1000  # the arguments of `copyreg._reconstructor`, or of ZODB's for errors
 _MAKER = 1001  # one of `_MAKERS`
 
 
@@ -328,6 +328,8 @@ class _Walk:
     def push_tuple(self, contents: list[int]) -> None:
         if len(contents) == 3 and _MAKER in contents and contents[2] <= _ATOM:
             self.stack.append(_RECIPE)
+        elif len(contents) == 2 and contents[0] == _MAKER and contents[1] < _RECIPE:
+            self.stack.append(_RECIPE)  # what is made of it is a text, however deep the state may be
         else:
             self.push_container(contents)
 
@@ -530,6 +532,18 @@ def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
     return Prefix()
 
 
+def _undo_error() -> Any:
+    raise ProtocolError('a message that makes an error without a reason')
+
+
+def _error_text(kind: Any, state: Any) -> Any:
+    """What an error says that stands within another: stock servers send ZODB's undo errors so."""
+    reason = state.get('_reason') if isinstance(state, dict) else None
+    if not isinstance(reason, str):
+        raise ProtocolError('a message that makes an error without a reason')
+    return reason
+
+
 class Prefix:
     """Equal to any path that begins with the same names: `ZopeUndo.Prefix.Prefix`.
 
@@ -573,6 +587,8 @@ _MAKERS: dict[tuple[str, str], Any] = {
     ('copy_reg', '_reconstructor'): _reconstruct,
     ('_codecs', 'encode'): _encode,
     ('ZopeUndo.Prefix', 'Prefix'): Prefix,
+    ('ZODB.POSException', '_recon'): _error_text,
+    ('ZODB.POSException', 'UndoError'): _undo_error,
 }
 for _builtins in ('builtins', '__builtin__'):
     _MAKERS.update({
