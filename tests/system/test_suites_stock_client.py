@@ -11,6 +11,7 @@ class TestTcp(suites.StockClient, suites.StorageSuites):
 
 class TestUnixSocketAndServerHex(suites.StockClient, suites.StorageSuites):
     server: dict[str, Any] = {'unix': True, 'wrapper': 'HexStorage'}
+    test_race_external_invalidate_vs_disconnect = None  # half a minute; TestTcp has it
 
 
 class TestRecovery(suites.StockClient, suites.RecoverySuite):
