@@ -7,6 +7,7 @@ the interpreter ends it, too.
 """
 
 import argparse
+import json
 import pickle
 import pickletools
 import random
@@ -446,4 +447,4 @@ if __name__ == '__main__':
     parser.add_argument('--count', type=int, default=30_000)
     parser.add_argument('--largest', type=int, default=100_000)
     options = parser.parse_args()
-    print(survive(frames(options.seed, options.largest), options.count))
+    print(json.dumps(survive(frames(options.seed, options.largest), options.count)))

@@ -17,21 +17,28 @@ Fault = tuple[str, Any]
 
 
 def describe(error: BaseException) -> Fault:
-    """The error as plain values: ``(class name, attributes or arguments)``."""
+    """The error as plain values: ``(class name, attributes or arguments)``.
+
+    Live objects, such as the storage in a `StorageTransactionError`, appear as the names of their
+    classes; no code of theirs is called.
+    """
     kind = type(error)
     attributes = {name: value for name, value in error.__dict__.items() if name != '__notes__'}
     return f'{kind.__module__}.{kind.__name__}', _plain(attributes or error.args)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 10) -> Any:
     """Errors within an error become what they say (`MultipleUndoErrors` holds `UndoError` objects)."""
+    kind = type(value)
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return value
     if isinstance(value, BaseException):
         return str(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
-    return value
+    if depth and kind is dict:
+        return {_plain(key, depth - 1): _plain(item, depth - 1) for key, item in value.items()}
+    if depth and kind in (list, tuple, set, frozenset):
+        return kind(_plain(item, depth - 1) for item in value)
+    return f'<{kind.__module__}.{kind.__qualname__}>'
 
 
 def recreate(class_name: Any, value: Any = ()) -> Exception:

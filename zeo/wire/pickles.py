@@ -244,10 +244,13 @@ class _Walk:
                 at = self.at
             else:
                 raise ProtocolError(f'a message of more than {self.opcodes} parts')
+            result, = self.top(1)
         except (IndexError, ValueError):
             raise ProtocolError('a damaged message') from None
-        if at + 1 != len(data) or len(self.stack) != 1 or self.stack[0] >= _RECIPE or self.marks:
-            raise ProtocolError('a damaged message')
+        if at + 1 != len(data):
+            raise ProtocolError('a message with something behind its end')
+        if result >= _RECIPE:
+            raise ProtocolError('a message that is a type')
         if self.containers > CONTAINERS and self.containers * CONTAINER_BYTES > len(data):
             raise ProtocolError('a message of hardly anything but containers')
         return self.has_makers
@@ -321,7 +324,7 @@ class _Walk:
 
     def push_deeper(self, content: int) -> None:
         if content > DEPTH:
-            raise ProtocolError('a message that uses a type as a value' if content >= _RECIPE else
+            raise ProtocolError('a message with a type for a value' if content >= _RECIPE else
                                 f'a message nested deeper than {DEPTH} levels')
         self.stack.append(max(content, _ATOM) + 1)
 
