@@ -1,5 +1,6 @@
 """A transaction's operations, kept from the time they arrive until vote replays them."""
 
+import contextlib
 import pickle
 import tempfile
 from collections.abc import Iterator
@@ -64,5 +65,6 @@ class Staging:
         """Forget everything, temporary file included."""
         self._operations.clear()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what is still buffered may not fit on the disk
+                self._file.close()
             self._file = None
