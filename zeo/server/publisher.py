@@ -65,16 +65,21 @@ class Publisher:
         The committer gets ``answer``, the reply to its ``tpc_finish``, at the very place where the
         others get the announcement.  For a storage whose transactions do not announce themselves
         this is called after ``storage.tpc_finish`` has returned and before the commit lock is
-        released.  A tid that is not later than the last one was announced already: nothing happens
-        (the committer's answer is appended all the same).
+        released.  The last tid once more was announced already by the storage itself; then only the
+        committer's answer is appended.  So were earlier ones, and nothing happens.  `ValueError` if a
+        committer comes with an earlier one: it would be news that nobody is told.
         """
         frame = invalidation_notice(tid, oids)  # first, so that afterwards nothing can fail
         oid_set = oids if len(oids) < 8 else frozenset(oids)
         with self._mutex:
             if tid <= self._last_tid:
-                if committer is not None:
-                    committer.append(answer)
-                return [committer] if committer is not None else []
+                if committer is None:
+                    return []
+                if tid < self._last_tid:
+                    raise ValueError(f'transaction {tid.hex()} was finished after'
+                                     f' {self._last_tid.hex()}')
+                committer.append(answer)
+                return [committer]
             if len(self._recent) == self._recent.maxlen:
                 self._known_since = self._recent[1][0] if len(self._recent) > 1 else tid
             self._recent.append((tid, oid_set))
