@@ -139,6 +139,8 @@ def reply(message_id: PickledId, result: Any) -> Frame:
             return frame(head + b'N' + _END)
         if type(result) is bytes:
             return frame(head + _pickled_bytes_head(len(result)), result, _END)
+        if type(result) is list and not result:
+            return frame(head + b']' + _END)
         return frame(head + pickles.dumps(result)[2:-1] + _END)
     except Exception:  # an application's or a storage's objects may raise anything
         return error_reply(message_id, _COULD_NOT_PICKLE)
@@ -167,8 +169,6 @@ def decode_from_client(data: bytes | bytearray) -> FromClient:
     if message is not None:
         return message
     any_id, flag, name, args = _four(pickles.load_from_client(data))
-    if not isinstance(args, (tuple, list)):
-        raise ProtocolError('a message whose arguments are not a sequence')
     if type(any_id) is int:
         message_id = _pickled_int(any_id)
     else:
@@ -176,6 +176,10 @@ def decode_from_client(data: bytes | bytearray) -> FromClient:
             message_id = pickles.dumps(any_id)[2:-1]
         except Exception:
             raise ProtocolError('a message whose id cannot be sent back') from None
+    if not isinstance(args, (tuple, list)):
+        if not is_heartbeat(message_id):
+            raise ProtocolError('a message whose arguments are not a sequence')
+        args = ()
     return message_id, bool(flag), name, tuple(args)
 
 
@@ -225,8 +229,11 @@ _LOADS = {layout.size: layout.unpack
 
 def load_request(message_id: int, oid: bytes, tid: bytes) -> Frame:
     """``loadBefore(oid, tid)``."""
-    if len(oid) == 8 == len(tid) and -2**31 <= message_id < 2**31:
-        return (_pack_load(_LOAD_REQUEST_START, message_id, _IS_LOAD, oid, _8, tid, _ENDS_LOAD),)
+    try:
+        if len(oid) == 8 == len(tid):
+            return (_pack_load(_LOAD_REQUEST_START, message_id, _IS_LOAD, oid, _8, tid, _ENDS_LOAD),)
+    except (TypeError, StructError):
+        pass  # the id is a long one, or these are no bytes
     return request(message_id, 'loadBefore', (oid, tid))
 
 
@@ -259,8 +266,8 @@ def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | 
                 + (b'B' + _length4(length) if length > 255 else b'C%c' % length),
                 record,
                 _8 + start + _CURRENT if end is None else _8 + start + _8 + end + _FORMER)
-    except (TypeError, StructError):
-        pass  # an unusual storage
+    except Exception:
+        pass  # an unusual storage, or too long
     return reply(message_id, (record, start, end))
 
 
