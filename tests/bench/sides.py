@@ -147,6 +147,7 @@ def populate(path: str, population: Population) -> bytes:
 def launch(side: Side, address: Address, path: str) -> subprocess.Popen[bytes]:
     """Start a side's server, and do not wait."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment.pop('PYTHONDONTWRITEBYTECODE', None)  # no installed package is compiled at each start
     return subprocess.Popen([sys.executable, *side.command(address, path)], env=environment,
                             cwd=os.path.dirname(path), stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
