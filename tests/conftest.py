@@ -46,6 +46,40 @@ def open_client(start_server: Any) -> Iterator[Callable[..., Any]]:
     gc.collect()    # what a test forgot to close is found here, not in the next one
 
 
+class Place:
+    """A fresh storage in a running server."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.server = server
+        self.name = name
+        self._storages: list[Any] = []
+
+    def client(self, kind: str = 'zeo', **options: Any) -> Any:
+        """A client of it, closed at the end of the test."""
+        self._storages.append(clients.open_client(kind, self.server, self.name, **options))
+        return self._storages[-1]
+
+    def close(self) -> None:
+        for storage in self._storages:
+            storage.close()
+
+
+@pytest.fixture(scope='module')
+def _module_pool() -> Iterator[Pool]:
+    pool = Pool()
+    yield pool
+    pool.close()
+    gc.collect()
+
+
+@pytest.fixture
+def place(_module_pool: Pool) -> Iterator[Place]:
+    """For tests that need a server, but none of their own."""
+    place = Place(*_module_pool.take())
+    yield place
+    place.close()
+
+
 @pytest.fixture(scope='class')
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Fresh storages for a test class, which says of what sort in its attribute ``server``."""

@@ -36,7 +36,7 @@ class Suite(StorageTestBase):
     server: dict[str, Any] = {}     # what sort of server: the arguments of `Pool`
 
     @pytest.fixture(autouse=True)
-    def place(self, pool: Pool) -> None:
+    def take(self, pool: Pool) -> None:
         self.pool = pool
         self.running, self.name = pool.take()
 

@@ -1,7 +1,6 @@
 """Our clients and stock clients on one server, ours or stock: they see each other's work."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,9 +11,9 @@ from ZODB import DB
 from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.tests.MinPO import MinPO
-from ZODB.tests.StorageTestBase import zodb_pickle
 from ZODB.utils import load_current, maxtid, z64
 
+from tests.system.clients import Recorder, Task, hears_of, store, vote
 from tests.system.servers import Server, file_storage, until
 
 pytestmark = [
@@ -42,14 +41,12 @@ def pair(request: pytest.FixtureRequest, server: Server, open_client: Open) -> t
 
 def connect(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     one = DB(pair[0]).open(transaction.TransactionManager())
-    hears_of(pair[1], pair[0])      # else its DB would find no root object
+    catch_up(pair[1], pair[0])      # else its DB would find no root object
     return one, DB(pair[1]).open(transaction.TransactionManager())
 
 
-def hears_of(storage: Any, other: Any) -> None:
-    """Wait until a client knows what the other knows; nothing is asked of the server for it."""
-    tid = other.lastTransaction()
-    until(lambda: storage.lastTransaction() >= tid, 'news of a transaction')
+def catch_up(storage: Any, other: Any) -> None:
+    hears_of(storage, other.lastTransaction())
 
 
 def commit(connection: Any, note: str = '') -> None:
@@ -59,17 +56,8 @@ def commit(connection: Any, note: str = '') -> None:
 
 def refresh(connection: Any, other: Any) -> None:
     """Begin a new transaction that sees all that the other has committed."""
-    hears_of(connection.db().storage, other.db().storage)
+    catch_up(connection.db().storage, other.db().storage)
     connection.transaction_manager.begin()
-
-
-def store(storage: Any, oid: bytes, serial: bytes, record: bytes) -> bytes:
-    meta = TransactionMetaData()
-    storage.tpc_begin(meta)
-    storage.store(oid, serial, record, '', meta)
-    storage.tpc_vote(meta)
-    tid: bytes = storage.tpc_finish(meta)
-    return tid
 
 
 def everything(storage: Any) -> list[Any]:
@@ -77,24 +65,6 @@ def everything(storage: Any) -> list[Any]:
     return [(txn.tid, txn.status, txn.user, txn.description, txn.extension,
              [(record.oid, record.tid, record.data, record.data_txn) for record in txn])
             for txn in storage.iterator()]
-
-
-class Recorder:
-    """Stands where a database would, and notes the tids it is told of."""
-
-    def __init__(self) -> None:
-        self.tids: list[bytes] = []
-
-    def invalidate(self, tid: bytes, oids: Any) -> None:
-        self.tids.append(tid)
-
-    def invalidateCache(self) -> None:
-        pass
-
-    def transform_record_data(self, data: bytes) -> bytes:
-        return data
-
-    untransform_record_data = transform_record_data
 
 
 def test_each_sees_at_once_what_the_other_commits(pair: tuple[Any, Any]) -> None:
@@ -115,9 +85,9 @@ def test_invalidations_reach_a_client_that_asks_for_nothing(
     writers = [open_client(kind, server) for kind in ('zeo', 'ZEO')]
     readers = [open_client(kind, server) for kind in ('zeo', 'ZEO')]
     for writer in writers:
-        tid = store(writer, writer.new_oid(), z64, zodb_pickle(MinPO(1)))
+        tid = store(writer)
         for reader in readers:
-            until(lambda: reader.lastTransaction() == tid, 'the reader knows of the transaction')
+            hears_of(reader, tid)
 
 
 def test_each_is_told_of_the_others_commits_once_and_in_order(pair: tuple[Any, Any]) -> None:
@@ -129,9 +99,9 @@ def test_each_is_told_of_the_others_commits_once_and_in_order(pair: tuple[Any, A
     tids: list[list[bytes]] = [[], []]
     for number in range(30):
         which = number % 3 % 2
-        tids[which].append(store(pair[which], pair[which].new_oid(), z64, b'x' * number))
-    hears_of(*pair)
-    hears_of(*pair[::-1])
+        tids[which].append(store(pair[which]))
+    catch_up(*pair)
+    catch_up(*pair[::-1])
     assert recorders[0].tids == tids[1]
     assert recorders[1].tids == tids[0]
 
@@ -268,7 +238,7 @@ def test_old_revisions_are_the_same_for_both(pair: tuple[Any, Any]) -> None:
     for number in range(1, 4):
         tids.append(store(pair[number % 2], oid, tids[-1], b'%d' % number))
     for storage in pair:
-        hears_of(storage, pair[1])
+        catch_up(storage, pair[1])
         for number, (start, end) in enumerate(zip(tids, [*tids[1:], None])):
             record = b'%d' % number
             assert storage.loadBefore(oid, end or maxtid) == (record, start, end)
@@ -281,7 +251,7 @@ def test_large_records_pass_between_them(pair: tuple[Any, Any]) -> None:
     for writer, reader in (pair, pair[::-1]):
         record = (b'from %s ' % type(writer).__module__.encode()).ljust(LARGE, b'x')
         tid = store(writer, oid, tid, record)
-        hears_of(reader, writer)
+        catch_up(reader, writer)
         assert load_current(reader, oid) == (record, tid)
 
 
@@ -297,12 +267,11 @@ def test_who_votes_second_waits_for_the_first(pair: tuple[Any, Any]) -> None:
     one.tpc_begin(meta)
     one.store(oid, z64, b'first', '', meta)
     one.tpc_vote(meta)
-    with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(store, other, other.new_oid(), z64, b'second')
-        until(lambda: one.server_status()['waiting'] == 1, 'the second vote waits in the server')
-        assert not second.done()
-        first = one.tpc_finish(meta)
-        assert second.result(60) > first
+    second = Task(store, other)
+    until(lambda: one.server_status()['waiting'] == 1, 'the second vote waits in the server')
+    assert second.is_alive()
+    first = one.tpc_finish(meta)
+    assert second.result() > first
 
 
 def test_two_storages_of_one_server_keep_apart(
@@ -314,15 +283,13 @@ def test_two_storages_of_one_server_keep_apart(
     for name in names:
         store(ours[name], z64, z64, name.encode())
     # A commit in one of them is not held up by one in the other.
-    meta = TransactionMetaData()
-    ours['apples'].tpc_begin(meta)
-    ours['apples'].tpc_vote(meta)
+    meta = vote(ours['apples'])
     before = stock['pears'].lastTransaction()
-    after = store(stock['pears'], stock['pears'].new_oid(), z64, b'another pear')
+    after = store(stock['pears'])
     assert after > before
     ours['apples'].tpc_abort(meta)
     for name in names:
-        hears_of(stock[name], ours[name])
+        catch_up(stock[name], ours[name])
         assert load_current(stock[name], z64)[0] == name.encode()
     assert ours['apples'].lastTransaction() < after
     assert len(everything(ours['apples'])) == 1
