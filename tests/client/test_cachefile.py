@@ -58,7 +58,7 @@ def test_what_is_appended_is_found_in_order(path: Path) -> None:
     log.start_over(7)
     write(log, 1, 2, 3, 4, 5)
     place = log.append(b'last', 9, pack(p64(1), p64(2), b'body'))
-    log.close(clean=True)
+    log.close(b'')
     log = opened(path)
     assert log.resume()
     (_, last_tid, first, _), (gap, _, second, image) = log.replay()
@@ -67,7 +67,7 @@ def test_what_is_appended_is_found_in_order(path: Path) -> None:
     assert second[-1][1:] == (1, 2, 9, place)
     assert log.content(place, image) == log.read(place)
     assert unpack(log.read(place)) == (p64(1), p64(2), b'body')
-    log.close(clean=False)
+    log.close()
 
 
 def test_the_oldest_are_given_up_first(path: Path) -> None:
@@ -75,14 +75,14 @@ def test_the_oldest_are_given_up_first(path: Path) -> None:
     log.start_over(0)
     write(log, *range(100))
     assert [record.tag for record in log.oldest()[0]] == [b'0090', b'0091', b'0092']
-    log.close(clean=True)
+    log.close(b'')
     log = opened(path)
     assert tags(log) == [b'%04d' % number for number in range(90, 100)]
     write(log, *range(100, 110))
-    log.close(clean=True)
+    log.close(b'')
     log = opened(path)
     assert tags(log) == [b'%04d' % number for number in range(99, 110)]
-    log.close(clean=False)
+    log.close()
 
 
 def test_a_log_that_was_cut_off_is_continued_where_it_ends(path: Path) -> None:
@@ -95,10 +95,10 @@ def test_a_log_that_was_cut_off_is_continued_where_it_ends(path: Path) -> None:
     log = opened(path)
     assert tags(log) == [b'0001']
     write(log, 3)
-    log.close(clean=True)
+    log.close(b'')
     log = opened(path)
     assert tags(log) == [b'0001', b'0003']
-    log.close(clean=False)
+    log.close()
 
 
 def test_what_was_written_after_the_damage_does_not_come_back(path: Path) -> None:
@@ -113,10 +113,10 @@ def test_what_was_written_after_the_damage_does_not_come_back(path: Path) -> Non
     log = opened(path)
     assert tags(log) == [b'0001']
     write(log, 4, body=b'')
-    log.close(clean=True)
+    log.close(b'')
     log = opened(path)
     assert tags(log) == [b'0001', b'0004']
-    log.close(clean=False)
+    log.close()
 
 
 @pytest.mark.parametrize('damaged', [b'%04d' % number for number in range(91, 99)])
@@ -124,26 +124,26 @@ def test_what_is_lost_in_between_is_a_gap(path: Path, damaged: bytes) -> None:
     log = opened(path)
     log.start_over(0)
     write(log, *range(100))
-    log.close(clean=True)
+    log.close(b'')
     path.write_bytes(path.read_bytes().replace(damaged, b'????'))
     log = opened(path)
     found = tags(log)
     assert damaged not in found and found.count(b'gap') == 1
     assert int(found[found.index(b'gap') - 1]) == int(damaged) - 1
     assert found[-1] == b'0099'
-    log.close(clean=False)
+    log.close()
 
 
 def test_a_whole_segment_that_is_lost_is_a_gap(path: Path) -> None:
     log = opened(path)
     log.start_over(0)
     write(log, *range(12))
-    log.close(clean=True)
+    log.close(b'')
     data = path.read_bytes()
     path.write_bytes(data[:64 + 512] + bytes(512) + data[64 + 1024:])
     log = opened(path)
     assert tags(log) == [b'0000', b'0001', b'0002', b'gap'] + [b'%04d' % number for number in range(6, 12)]
-    log.close(clean=False)
+    log.close()
 
 
 def test_a_log_that_starts_over_forgets_what_was_before(path: Path) -> None:
@@ -154,12 +154,12 @@ def test_a_log_that_starts_over_forgets_what_was_before(path: Path) -> None:
     former = path.read_bytes()
     log.start_over(0)
     write(log, 20)
-    log.close(clean=True)
+    log.close(b'')
     with open(path, 'ab') as file:      # as if the system had brought back what was cut off
         file.write(former[os.path.getsize(path):])
     log = opened(path)
     assert tags(log) == [b'0020']
-    log.close(clean=False)
+    log.close()
 
 
 def test_no_more_than_a_little_waits_to_be_written(path: Path) -> None:
@@ -173,7 +173,7 @@ def test_no_more_than_a_little_waits_to_be_written(path: Path) -> None:
     assert os.path.getsize(path) > 0
     log.flush()
     assert not log.pending and unpack(log.read(place)) == (p64(99), z64, bytes(1024))
-    log.close(clean=True)
+    log.close(b'')
 
 
 def test_a_file_changed_by_somebody_else_is_noticed_before_it_is_reused(path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.client.peer import oid
 from tests.client.peer import tid
 from tests.system.servers import until
 from zeo.client import channel as module
-from zeo.client.channel import Channel
 from zeo.client.channel import Sleeper
+from zeo.client.outgoing import Outgoing
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
@@ -386,7 +386,7 @@ def test_a_call_that_is_entered_just_when_the_connection_ends_is_answered(
         return encoded
 
     monkeypatch.setattr(module, 'encode_request', encode_and_end)
-    monkeypatch.setattr(Channel, '_transmit', lambda self, frame: None)  # nor does sending tell us
+    monkeypatch.setattr(Outgoing, 'send', lambda self, frame: None)  # nor does sending tell us
     result = calls.start(line.channel.call, 'ping')
     with pytest.raises(ClientDisconnected, match='just now'):
         result()
@@ -415,7 +415,7 @@ def test_sleepers_hear_of_the_end_although_the_leader_is_busy(line: Line, calls:
 
 def test_a_sender_that_is_stuck_hears_of_the_end(watched: Line, calls: Calls) -> None:
     result = calls.start(watched.channel.call, 'large', (bytes(10_000_000),))
-    until(lambda: watched.channel._stuck, 'the sender is stuck')
+    until(lambda: watched.channel._outgoing.stuck, 'the sender is stuck')
     watched.channel.end('enough')
     with pytest.raises(ClientDisconnected, match='enough'):
         result()
@@ -604,16 +604,6 @@ def test_posted_messages_go_before_the_next_request_and_with_it(line: Line, call
         result()
 
 
-def test_many_posted_messages_do_not_pile_up(line: Line, calls: Calls) -> None:
-    data = bytes(10_000)
-    reader = calls.start(lambda: [line.peer.read('storea') for _ in range(200)])
-    for n in range(200):
-        line.channel.post('storea', (oid(n), tid(1), data, 1))
-        assert line.channel._posted_size <= module.POSTED_UP_TO
-    line.channel.flush()
-    assert [message.args[0] for message in reader()] == [oid(n) for n in range(200)]
-
-
 def test_two_full_socket_buffers_are_no_deadlock(watched: Line, calls: Calls) -> None:
     """The server does not read before it has said a lot; the client sends a lot meanwhile."""
     for sock in watched.sock, watched.peer.sock:
@@ -629,7 +619,7 @@ def test_two_full_socket_buffers_are_no_deadlock(watched: Line, calls: Calls) ->
 
     serving = calls.start(server)
     result = calls.start(watched.channel.call, 'large', (bytes(3_000_000),))
-    until(lambda: watched.channel._stuck, 'the sender is stuck')
+    until(lambda: watched.channel._outgoing.stuck, 'the sender is stuck')
     begun.set()
     assert result() == 3_000_000
     serving()
@@ -645,7 +635,7 @@ def test_the_watcher_reads_for_a_stuck_sender_when_the_last_caller_has_left(
     message = line.peer.read('first')
     line.watch()
     large = calls.start(line.channel.call, 'large', (bytes(3_000_000),))
-    until(lambda: line.channel._stuck, 'the sender is stuck')
+    until(lambda: line.channel._outgoing.stuck, 'the sender is stuck')
     line.peer.answer(message, 1)
     assert first() == 1
     for n in range(2000):

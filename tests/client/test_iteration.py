@@ -90,10 +90,10 @@ def test_what_was_dropped_on_another_connection_is_forgotten(line: Line, calls: 
     gc.collect()
     another = Line()
     dropped.report(another.channel)
-    assert another.channel._posted == []
+    assert another.channel._outgoing._posted == []
     another.close()
     dropped.report(line.channel)
-    assert line.channel._posted == []
+    assert line.channel._outgoing._posted == []
 
 
 def test_an_extension_that_ZODB_would_unpickle_is_refused(line: Line, calls: Calls) -> None:

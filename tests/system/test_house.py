@@ -18,7 +18,8 @@ FLOORS = {
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
 SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.writer',
-           'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.supervisor'}
+           'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.outgoing',
+           'zeo.client.supervisor'}
 
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path

@@ -12,9 +12,9 @@ wake that sleeper: whoever removes it (only one thread can) wakes it, once.  So 
 an exception either removes its own entry, or waits for the one who did and passes on the turn if it was
 given it.  A reader that leaves by an exception ends the connection, which answers everybody.
 
-*No two full socket buffers.*  The turn is never held while sending.  A sender that cannot go on says
-so (``stuck``) and rings the watcher, which takes a free turn and reads until the sender is through;
-thus the server can get rid of its replies and comes to read again.
+*No two full socket buffers.*  The turn is never held while sending.  A sender that cannot go on rings
+the watcher, which takes a free turn and reads until the sender is through; thus the server can get rid
+of its replies and comes to read again.
 
 *What was received belongs to the channel.*  A leader dispatches all whole messages that its last
 ``recv`` brought before it leaves, and whoever reads looks into the inbox before the socket.
@@ -38,6 +38,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
+from zeo.client.outgoing import Outgoing
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
@@ -52,9 +53,6 @@ from zeo.wire.messages import notice as encode_notice
 from zeo.wire.messages import request as encode_request
 
 logger = logging.getLogger(__name__)
-
-#: One-way messages are put together until there are so many bytes of them.
-POSTED_UP_TO = 256 * 1024
 
 #: Seconds between two signs of life on an otherwise quiet connection.
 HEARTBEAT_INTERVAL = 60.0
@@ -118,9 +116,9 @@ class Channel:
     """
 
     __slots__ = (
-        'address', 'notices', 'ended', '_sock', '_recv_into', '_inbox', '_turn', '_sending', '_parked',
-        '_requests', '_loads', '_inside', '_ids', '_calls', '_stuck', '_bell', '_posted',
-        '_posted_size', '_loaded', '_failure', '__weakref__')
+        'address', 'notices', 'ended', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn', '_parked',
+        '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded', '_failure',
+        '__weakref__')
 
     def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
                  loaded: Effect | None = None, address: object = '') -> None:
@@ -131,20 +129,17 @@ class Channel:
         self._failure: type[Exception] = ClientDisconnected  # what callers get then
         self._sock = sock
         self._recv_into = sock.recv_into
+        self._outgoing = Outgoing(sock, self.end, self._ring)
         self._inbox = inbox  # belongs to the leader
         self._turn = Lock()  # the right to read and dispatch; held over a recv
-        self._sending = Lock()  # the right to send whole frames; never by who holds the turn
         self._parked: dict[Sleeper, bool] = {}  # an entry is the right to wake
         self._requests: dict[int, Request] = {}  # an entry is the right to answer
         self._loads: dict[Key, Request] = {}  # those of them that load, by oid and tid
         self._inside: dict[int, bool] = {}  # threads that are in a call, or watch
         self._ids = count(1)
         self._calls = 0  # grows with each call; only whether it moved matters
-        self._stuck = False  # a sender waits for the server to read
         self._bell = Lock()  # released to make the watcher look at once
         self._bell.acquire()
-        self._posted: list[bytes] = []  # one-way messages not sent yet; guarded by _sending
-        self._posted_size = 0
         self._loaded = loaded
 
     # ---- what callers use
@@ -182,11 +177,9 @@ class Channel:
             for message_id, key, frame in messages:
                 request = Request(self._loaded, key)
                 if self._register(request, message_id) is request:
-                    with self._sending:
-                        self._post(frame)
+                    self._outgoing.post(frame)
             self._calls += 1
-            with self._sending:
-                self._transmit(())
+            self._outgoing.send()
         except BaseException as error:
             self.end(error)  # what was registered may not have been sent
             raise
@@ -203,10 +196,9 @@ class Channel:
         """The same with a one-way message that is a frame already."""
         me = self._enter()
         try:
-            with self._sending:
-                if self.ended is not None:
-                    raise self._error()
-                self._post(frame)
+            if self.ended is not None:
+                raise self._error()
+            self._outgoing.post(frame)
         finally:
             del self._inside[me]
 
@@ -214,8 +206,7 @@ class Channel:
         """Send what was posted."""
         me = self._enter()
         try:
-            with self._sending:
-                self._transmit(())
+            self._outgoing.send()
         finally:
             del self._inside[me]
 
@@ -258,8 +249,7 @@ class Channel:
             if frame is not None:
                 standing = self._register(request, message_id)
                 if standing is request:
-                    with self._sending:
-                        self._transmit(frame)
+                    self._outgoing.send(frame)
                 request = standing
             if self._turn.acquire(False):
                 self._lead(request)
@@ -401,61 +391,6 @@ class Channel:
             if not parked or not self._turn.acquire(False):
                 return
 
-    # ---- sending; all of it with `_sending` held
-
-    def _post(self, frame: Frame) -> None:
-        self._posted += frame
-        for part in frame:
-            self._posted_size += len(part)
-        if self._posted_size >= POSTED_UP_TO:
-            self._transmit(())
-
-    def _transmit(self, frame: Frame) -> None:
-        """Send what was posted, then the frame.  A failed send is left for the reader to find."""
-        if self._posted:
-            self._posted += frame
-            parts = self._posted
-            if self._posted_size <= 2 * POSTED_UP_TO:
-                parts = [b''.join(parts)]
-            self._posted = []
-            self._posted_size = 0
-        else:
-            parts = frame  # type: ignore[assignment]
-        try:
-            for part in parts:
-                sent = 0
-                try:
-                    sent = self._sock.send(part, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    pass
-                if sent < len(part):
-                    self._stuck = True
-                    self._ring()
-                    self._sock.sendall(memoryview(part)[sent:])
-        except OSError as error:
-            self.end(error)
-        except BaseException as error:  # perhaps in the middle of a frame
-            self.end(error)
-            raise
-        finally:
-            self._stuck = False
-
-    def _beat(self) -> None:
-        """A sign of life, unless somebody is just sending; never waits."""
-        if self._sending.acquire(False):
-            try:
-                if not self._posted:
-                    beat, = HEARTBEAT
-                    sent = self._sock.send(beat, socket.MSG_DONTWAIT)
-                    if sent < len(beat):
-                        self._posted.append(beat[sent:])
-            except BlockingIOError:
-                pass  # there is more than enough to read for the server
-            except OSError as error:
-                self.end(error)
-            finally:
-                self._sending.release()
-
     # ---- the watcher
 
     def watch(self) -> None:
@@ -469,7 +404,7 @@ class Channel:
             beat = monotonic() + HEARTBEAT_INTERVAL
             calls = self._calls
             while self.ended is None:
-                if (self._stuck or self._calls == calls) and self._turn.acquire(False):
+                if (self._outgoing.stuck or self._calls == calls) and self._turn.acquire(False):
                     self._read_for_nobody(beat)
                     tick = SHORTEST_TICK
                 else:
@@ -477,7 +412,7 @@ class Channel:
                 calls = self._calls
                 now = monotonic()
                 if now >= beat:
-                    self._beat()
+                    self._outgoing.beat(HEARTBEAT)
                     beat = now + HEARTBEAT_INTERVAL
                 if self.ended is None and self._bell.acquire(timeout=tick):
                     tick = SHORTEST_TICK
@@ -494,7 +429,7 @@ class Channel:
                 payload = inbox.next()
                 if payload is not None:
                     self._dispatch(payload)
-                elif (self._calls != calls and not self._stuck) or monotonic() >= until:
+                elif (self._calls != calls and not self._outgoing.stuck) or monotonic() >= until:
                     break
                 else:
                     self._receive(inbox)
@@ -550,8 +485,7 @@ class Channel:
         self.end('closed')  # whoever began to end it need not have got further than the first line
         if not self._turn.acquire(timeout=LAST_READER):  # and keeps it
             logger.error('The connection to %s is closed under its reader', self.address)
-        with self._sending:
-            self._sock.close()
+        self._outgoing.close()
 
 
 def _same(error: BaseException) -> BaseException:

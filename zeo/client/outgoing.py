@@ -1,0 +1,104 @@
+"""What goes to the server: whole frames, one after another, by any thread.
+
+One-way messages are put together and go out in few large writes, at the latest with the next request.
+A sender that cannot go on, because the server does not read, says so (`Outgoing.stuck`): somebody has to
+read then, or both sides might wait for each other.
+"""
+
+import socket
+from collections.abc import Callable
+from threading import Lock
+
+from zeo.wire.framing import Frame
+
+#: One-way messages are put together until there are so many bytes of them.
+POSTED_UP_TO = 256 * 1024
+
+DONT_WAIT = socket.MSG_DONTWAIT
+
+
+class Outgoing:
+    """The sending side of a connection.
+
+    Never to be used by a thread that holds the right to read, except `beat`, which does not wait.
+    ``failed`` is called with an exception after which nothing more can be sent, with the lock held;
+    ``ring`` when a sender gets stuck.  A failed `send` or `post` raises nothing: whoever reads finds the
+    connection at its end.
+    """
+
+    __slots__ = ('stuck', '_sock', '_send', '_failed', '_ring', '_lock', '_posted', '_size')
+
+    def __init__(self, sock: socket.socket, failed: Callable[[BaseException], None],
+                 ring: Callable[[], None]) -> None:
+        self.stuck = False  # a sender waits for the server to read
+        self._sock = sock
+        self._send = sock.send
+        self._failed = failed
+        self._ring = ring
+        self._lock = Lock()  # the right to send; guards all that follows
+        self._posted: list[bytes] = []
+        self._size = 0
+
+    def send(self, frame: Frame = ()) -> None:
+        """Send what was posted, then the frame."""
+        with self._lock:
+            self._transmit(frame)
+
+    def post(self, frame: Frame) -> None:
+        """Send it later, or now if enough has come together."""
+        with self._lock:
+            self._posted += frame
+            for part in frame:
+                self._size += len(part)
+            if self._size >= POSTED_UP_TO:
+                self._transmit(())
+
+    def beat(self, frame: Frame) -> None:
+        """Send a sign of life, unless there are better ones; never waits."""
+        if self._lock.acquire(False):
+            try:
+                if not self._posted:
+                    part, = frame
+                    sent = self._send(part, DONT_WAIT)
+                    if sent < len(part):
+                        self._posted.append(part[sent:])
+            except BlockingIOError:
+                pass  # the server has more than enough to read
+            except OSError as error:
+                self._failed(error)
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Close the socket when nobody sends; it must have been shut down."""
+        with self._lock:
+            self._sock.close()
+
+    def _transmit(self, frame: Frame) -> None:
+        if self._posted:
+            parts = self._posted
+            parts += frame
+            frame = (b''.join(parts),) if self._size <= 2 * POSTED_UP_TO else tuple(parts)
+            self._posted = []
+            self._size = 0
+        try:
+            for part in frame:
+                try:
+                    sent = self._send(part, DONT_WAIT)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(part):
+                    self._send_rest(memoryview(part)[sent:])
+        except OSError as error:
+            self._failed(error)
+        except BaseException as error:  # perhaps in the middle of a frame
+            self._failed(error)
+            raise
+
+    def _send_rest(self, rest: memoryview) -> None:
+        self.stuck = True
+        self._ring()
+        try:
+            self._sock.sendall(rest)
+        finally:
+            self.stuck = False
