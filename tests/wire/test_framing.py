@@ -82,6 +82,23 @@ def test_many_frames_that_arrive_at_once_come_out_one_by_one() -> None:
     assert inbox.next() is None
 
 
+def test_the_buffer_is_small_until_many_bytes_come_at_once() -> None:
+    inbox = Inbox(size=2**16)
+    for _ in range(100):
+        receive(inbox, frame(bytes(1000))[0], [1004])
+    assert len(inbox.buffer()) < 5000
+    receive(inbox, frame(bytes(1000))[0] * 10, [10_040])
+    assert len(inbox.buffer()) == 2**16
+
+
+@pytest.mark.parametrize('length', [4091, 4092, 4093, 4096, 10_000, 2**16 - 4, 2**16 - 3, 2**17])
+@pytest.mark.parametrize('step', [1, 3, 4095, 4096, 4097, 2**20])
+def test_frames_of_any_length_come_out_whole_while_the_buffer_grows(length: int, step: int) -> None:
+    payloads = [b'first', bytes([1]) * length, b'last', bytes([2]) * length]
+    stream = b''.join(itertools.chain(*map(frame, payloads)))
+    assert receive(Inbox(size=2**16), stream, [step]) == payloads
+
+
 def test_a_payload_keeps_its_value_when_the_next_one_arrives() -> None:
     inbox = Inbox(size=16)
     first, = receive(inbox, frame(b'first')[0], [100])

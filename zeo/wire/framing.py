@@ -24,6 +24,9 @@ _unpack_from = HEADER.unpack_from
 #: Payloads up to this length are copied to make one part of them.
 _JOIN_UP_TO = 16 * 1024
 
+#: A buffer begins with so many bytes: most connections, most of the time, need no more.
+_SMALL = 4 * 1024
+
 #: A long frame's buffer starts no larger than this and doubles as data arrives, so that a length
 #: prefix alone makes nobody allocate much.
 _FIRST_STEP = 4 * 1024 * 1024
@@ -47,13 +50,15 @@ class Inbox:
     right to read.
 
     ``limit`` is the length in bytes of the longest acceptable payload and may be changed at any time.
+    ``size`` is how many bytes are received at a time when many come.
     """
 
-    __slots__ = ('limit', '_buffer', '_view', '_start', '_end', '_long', '_length', '_filled')
+    __slots__ = ('limit', '_size', '_buffer', '_view', '_start', '_end', '_long', '_length', '_filled')
 
     def __init__(self, limit: int = LONGEST, size: int = 64 * 1024) -> None:
         self.limit = limit
-        self._buffer = bytearray(size)
+        self._size = size
+        self._buffer = bytearray(min(size, _SMALL))
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # what lies between them was received and is not yet taken
         self._long: bytearray | None = None  # a payload too long for the buffer, while it arrives
@@ -70,6 +75,8 @@ class Inbox:
         """Note that ``count`` bytes were written into `buffer()`."""
         if self._long is None:
             self._end += count
+            if self._end == len(self._buffer) < self._size:
+                self._grow()
             return
         self._filled += count
         have = len(self._long)
@@ -104,6 +111,8 @@ class Inbox:
             else:
                 self._start = end
             return bytes(self._view[start + 4:end])
+        if len(self._buffer) < length + 4 <= self._size:
+            self._grow()
         if length + 4 > len(self._buffer):
             self._long = bytearray(min(length, max(_FIRST_STEP, have)))
             self._long[:have - 4] = self._view[start + 4:self._end]
@@ -113,6 +122,11 @@ class Inbox:
         elif end > len(self._buffer):
             self._to_front()
         return None
+
+    def _grow(self) -> None:
+        buffer = bytearray(self._size)
+        buffer[:self._end] = self._view[:self._end]
+        self._buffer, self._view = buffer, memoryview(buffer)
 
     def _to_front(self) -> None:
         have = self._end - self._start
