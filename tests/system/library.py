@@ -418,7 +418,7 @@ def _take_part(place: Place, label: str, task: Callable[..., None], *args: Any) 
     from tests.system.clients import open_client
 
     # ZODB tells of every load that fails because the server is being restarted.
-    logging.basicConfig(level=logging.CRITICAL)
+    logging.disable()
     storage = open_client(place.client, place.address, cache_size=place.cache_size, client_label=label,
                           max_disconnect_poll=.5)
     db = ZODB.DB(storage, cache_size=100_000, large_record_size=1 << 26)
