@@ -51,17 +51,20 @@ class Outbox:
 
     Any thread may append.  ``deliver`` is called without arguments, and with no mutex held, by those
     who appended and want it sent.  ``published`` and ``announced`` (a tid) grow with each announcement;
-    ``backlog`` is in bytes, ``gone`` is final.  All of them may be read without the mutex.
+    ``backlog`` and ``size_sent`` are in bytes, ``gone`` is final, ``condemned`` tells that the client did
+    not keep up.  All of them may be read without the mutex; who has the turn to write counts
+    ``size_sent``.
     """
 
-    __slots__ = ('published', 'announced', 'backlog', 'gone', 'deliver', 'limit', 'size_sent',
-                 '_parts', '_mutex', '_changed', '_waiting', '_watched', '_touched')
+    __slots__ = ('published', 'announced', 'backlog', 'gone', 'condemned', 'deliver', 'limit',
+                 'size_sent', '_parts', '_mutex', '_changed', '_waiting', '_watched', '_touched')
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.published = 0
         self.announced = z64
         self.backlog = 0
         self.gone = False
+        self.condemned = False
         self.limit = limit
         self.size_sent = 0
         self.deliver: Callable[[], None] = _nobody_delivers
@@ -95,6 +98,7 @@ class Outbox:
             if self.gone:
                 return True
             if self.backlog > self.limit:
+                self.condemned = True
                 self._end()
                 return False
             self._append(frame)
@@ -161,8 +165,16 @@ class Outbox:
         return self._wait(lambda: self.announced >= tid, timeout)
 
     def wait_for_room(self, backlog: int, timeout: float) -> bool:
-        """Wait until the backlog is not above so many bytes or the client is gone; False after ``timeout``."""
-        return self._wait(lambda: self.backlog <= backlog, timeout)
+        """Wait until the backlog is not above so many bytes or the client is gone.
+
+        False if the client has read nothing for ``timeout`` seconds; one that reads slowly has time.
+        """
+        while True:
+            sent = self.size_sent
+            if self._wait(lambda: self.backlog <= backlog, timeout):
+                return True
+            if self.size_sent == sent:
+                return False
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         with self._mutex:
@@ -187,7 +199,6 @@ class Outbox:
                 size += len(part)
                 taken.append(part)
             self.backlog -= size
-            self.size_sent += size
             if self._waiting:
                 self._changed.notify_all()
         return taken

@@ -7,11 +7,13 @@ kernel takes no more, the turn passes to the `Writer`'s thread, which sends the 
 it.
 """
 
+import contextlib
 import logging
 import select
 import selectors
 import socket
 import threading
+import time
 from collections import deque
 
 from zeo.server.outbox import Outbox
@@ -23,6 +25,10 @@ _MOST_PARTS = 256
 
 #: How long in seconds a session's own thread helps the kernel before it leaves that to the writer.
 PATIENCE = 0.2
+
+#: So many bytes are sent at a time by those who do not send for themselves: a thread that commits must
+#: not be kept by one client that reads as fast as others write to it, nor must the writer.
+_AT_A_TIME = 1024 * 1024
 
 #: How long in seconds the end of a connection waits for a thread that is just sending.
 CLOSING_PATIENCE = 10.0
@@ -40,13 +46,16 @@ class Line:
         self._turn = threading.Lock()
         # What was taken from the outbox and not yet sent; belongs to who has the turn.
         self._rest: deque[memoryview | bytes] = deque()
+        # Guards `_closed`, and the socket against being closed while it is shut down; a leaf.
+        self._ending = threading.Lock()
+        self._closed = False
         outbox.deliver = self.push
 
     def push(self, patience: float = 0.0) -> None:
-        """Send what is in the outbox; wait for the client at most ``patience`` seconds.
+        """Send what is in the outbox; wait for the client at most ``patience`` seconds in all.
 
-        Any thread may call this, with no mutex held.  It never raises: a broken connection is noticed
-        by the thread that reads from it.
+        Any thread may call this, with no mutex held; only the session's own has patience.  It never
+        raises: a broken connection is noticed by the thread that reads from it.
         """
         while self.outbox.backlog:
             if not self._turn.acquire(blocking=False):
@@ -59,38 +68,46 @@ class Line:
             self.hang_up()
 
     def send(self, patience: float = 0.0) -> bool:
-        """Send until there is nothing left (True) or the kernel takes no more.  The turn is held."""
+        """Send until there is nothing left (True) or the kernel takes no more.  The turn is held.
+
+        Without patience it also ends (False) when that was enough for once.
+        """
         rest = self._rest
+        until = time.monotonic() + patience if patience else 0.0
+        enough = self.outbox.size_sent + _AT_A_TIME
         while True:
             if not rest:
                 rest.extend(self.outbox.take())
                 if not rest:
                     return True
+                if not patience and self.outbox.size_sent > enough:
+                    return False
             try:
                 if len(rest) == 1:
                     sent = self.sock.send(rest[0], socket.MSG_DONTWAIT)
                 else:
                     sent = self.sock.sendmsg(list(rest)[:_MOST_PARTS], (), socket.MSG_DONTWAIT)
             except BlockingIOError:
-                if patience and self._wait(patience):
+                if patience and self._wait(until - time.monotonic()):
                     continue
                 return False
-            except OSError:
+            except Exception as error:
+                if not isinstance(error, OSError):
+                    logger.exception('a client cannot be sent to')
                 self.outbox.end()  # the reading thread finds out, too
                 rest.clear()
                 return True
-            while sent:
-                part = rest.popleft()
-                if sent < len(part):
-                    rest.appendleft(memoryview(part)[sent:])
-                    break
-                sent -= len(part)
+            self.outbox.size_sent += sent
+            while rest and sent >= len(rest[0]):
+                sent -= len(rest.popleft())
+            if sent:
+                rest[0] = memoryview(rest[0])[sent:]
 
     def _wait(self, seconds: float) -> bool:
         """Wait until the kernel takes more; True also if the connection has ended."""
         poll = select.poll()
         poll.register(self.sock, select.POLLOUT)
-        return bool(poll.poll(seconds * 1000))
+        return seconds > 0 and bool(poll.poll(seconds * 1000))
 
     def give_turn_back(self) -> None:
         """The writer has sent everything."""
@@ -98,13 +115,15 @@ class Line:
         self.push()  # what was appended before the turn was free
 
     def hang_up(self) -> None:
-        """End the connection in both directions; the thread that reads from it wakes up."""
+        """End the connection in both directions; the thread that reads from it wakes up.  Any thread."""
         self.outbox.end()
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended already
+        self.shut(socket.SHUT_RDWR)
 
+    def shut(self, how: int) -> None:
+        """`socket.shutdown`, unless the socket is closed, or ended by the client."""
+        with self._ending, contextlib.suppress(OSError):
+            if not self._closed:
+                self.sock.shutdown(how)
 
     def close(self) -> None:
         """Close the socket, when nobody sends any more.  The thread that reads calls this, last of all."""
@@ -112,7 +131,9 @@ class Line:
         # The writer sees the end and gives the turn back.  It is kept then, so that a late `push`
         # finds it taken and never touches a closed socket, or one that has got its number.
         self._turn.acquire(timeout=CLOSING_PATIENCE)
-        self.sock.close()
+        with self._ending:
+            self._closed = True
+            self.sock.close()
 
 
 class Writer:
