@@ -63,8 +63,10 @@ LONGEST_FRAME = 1024**3
 #: Replies are sent when so many bytes have piled up, though there are more requests to serve first.
 _ENOUGH = 128 * 1024
 
-#: How long in seconds `StorageServer.close` waits for connections to end by themselves.
-CLOSING_PATIENCE = 15.0
+#: How long in seconds `StorageServer.close` waits for connections to end by themselves, all together,
+#: and how long the end of a connection waits for its client to read what is still to be sent.
+CLOSING_PATIENCE = 10.0
+LAST_WORDS_PATIENCE = 5.0
 
 #: TCP keep-alive: after so many idle seconds, every so many seconds, so many times.  A client whose
 #: machine has vanished is found out within `IDLE + INTERVAL * COUNT` seconds.
@@ -119,6 +121,7 @@ class StorageServer:
 
         Raises `OSError`, whose text names the address and says what to do, and then listens nowhere.
         """
+        listeners: list[_Listener] = []
         with contextlib.ExitStack() as unless_done:
             for address in self._wanted:
                 if isinstance(address, str):
@@ -126,12 +129,15 @@ class StorageServer:
                 else:
                     sockets = listening.listen(*address)
                 for sock in sockets:
-                    self._listeners.append(_Listener(self, sock))
-                    unless_done.callback(self._listeners[-1].server_close)
+                    listeners.append(_Listener(self, sock))
+                    unless_done.callback(listeners[-1].server_close)
+            self._writer.start()
+            for served in set(self._served.values()):
+                served.start()
+            for listener in listeners:
+                listener.start()
+                self._listeners.append(listener)
             unless_done.pop_all()
-        self._writer.start()
-        for listener in self._listeners:
-            listener.start()
 
     # ---- connections ------------------------------------------------------------------
 
@@ -175,15 +181,16 @@ class StorageServer:
                 listener.stop()
             for connection in threads:
                 connection.stop()
+            deadline = time.monotonic() + CLOSING_PATIENCE
+            for thread in threads.values():
+                thread.join(max(deadline - time.monotonic(), 0))
             for connection, thread in threads.items():
-                thread.join(CLOSING_PATIENCE)
                 if thread.is_alive():
                     logger.warning('%s: does not end by itself', connection.session.client)
                     connection.line.hang_up()
             for thread in threads.values():
-                thread.join(CLOSING_PATIENCE)
-            if self._listeners:
-                self._writer.close()
+                thread.join()  # it is in the storage, and may be finishing a transaction
+            self._writer.close()
         finally:
             for served in set(self._served.values()):
                 try:
@@ -225,7 +232,10 @@ class Connection:
         except Exception:
             logger.exception('%s: disconnected because of an error here', session.client)
         else:
-            logger.debug('%s: has left', session.client)
+            if session.outbox.condemned:
+                logger.warning('%s: disconnected: it does not read what it is sent', session.client)
+            else:
+                logger.debug('%s: has left', session.client)
 
     def _set_up_socket(self) -> None:
         sock = self._sock
@@ -262,7 +272,7 @@ class Connection:
             left = self._deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            self._set_time_limit(left)
+            self._set_time_limit(max(left, 0.001))  # 0 would be for ever
             if not self._receive(inbox):
                 return None
 
@@ -308,14 +318,15 @@ class Connection:
     def stop(self) -> None:
         """The server is closing: come to an end after the request that is served now.  Any thread."""
         self._stopping = True
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD)
+        self.line.shut(socket.SHUT_RD)
 
     def close(self) -> None:
         """Leave nothing behind.  The thread that ran the connection calls this."""
-        self.session.close()
-        self.line.push(PATIENCE)
-        self.line.close()
+        try:
+            self.session.close()
+        finally:
+            self.line.push(LAST_WORDS_PATIENCE)
+            self.line.close()
 
 
 class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
@@ -325,6 +336,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
     block_on_close = False
 
     def __init__(self, server: StorageServer, sock: socket.socket) -> None:
+        sock.setblocking(False)  # who gave up between select and accept must not keep us there
         name = sock.getsockname()
         super().__init__(name, socketserver.BaseRequestHandler)
         self.socket = sock
@@ -332,6 +344,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self._server = server
         self._file = listening.socket_file(name) if isinstance(name, str) else None
         self._clients = 0
+        self._starving = False  # whether the last connection could not be accepted
         self._pause = threading.Event()  # set when the listener is to stop
         self._thread = threading.Thread(
             target=self.serve_forever, args=(0.1,), daemon=True,
@@ -342,13 +355,20 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            return self.socket.accept()
+            accepted = self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 # It will be asked again at once: neither spin nor fill the log.
-                logger.error('a connection could not be accepted: %s', error.strerror)
+                if not self._starving:
+                    logger.error('no connections can be accepted on %s for now: %s',
+                                 listening.describe(self.address), error.strerror)
+                self._starving = True
                 self._pause.wait(1.0)
             raise
+        if self._starving:
+            self._starving = False
+            logger.warning('connections are accepted again on %s', listening.describe(self.address))
+        return accepted
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         if isinstance(client_address, tuple):

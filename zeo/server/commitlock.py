@@ -41,13 +41,18 @@ class CommitLock:
         self._deadline = 0.0  # time.monotonic()
         self._queue: deque[Waiter] = deque()
         self._limit = limit
-        self._name = name
         self._grants = 0  # tells one grant to the same waiter from the next
-        self._clock: threading.Thread | None = None
         # Notified when a resting clock has something to watch, or is to end.
         self._wake = threading.Condition(self._mutex)
         self._resting = False
         self._closed = False
+        self._clock = threading.Thread(
+            target=self._watch_time, name=f'zeo commit clock {name}', daemon=True)
+
+    def start(self) -> None:
+        """Start the clock, if there is a limit."""
+        if self._limit is not None:
+            self._clock.start()
 
     def acquire(self, waiter: Waiter) -> bool:
         """True: the lock is yours.  False: you are in the queue, `Waiter.granted` will be called."""
@@ -90,10 +95,6 @@ class CommitLock:
             if self._resting:
                 self._resting = False
                 self._wake.notify()
-            elif self._clock is None and not self._closed:
-                self._clock = threading.Thread(
-                    target=self._watch_time, name=f'zeo commit clock {self._name}', daemon=True)
-                self._clock.start()
 
     # ---- for status -------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class CommitLock:
         """Whether holders are timed out as they should be; None if there is no limit."""
         if self._limit is None:
             return None
-        return self._clock is None or self._clock.is_alive()
+        return self._clock.is_alive()
 
     # ---- the clock ----------------------------------------------------------------
 
@@ -146,6 +147,5 @@ class CommitLock:
         with self._mutex:
             self._closed = True
             self._wake.notify()
-            clock = self._clock
-        if clock is not None:
-            clock.join()
+        if self._clock.ident is not None:
+            self._clock.join()

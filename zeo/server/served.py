@@ -3,12 +3,14 @@
 There is one `Served` for each storage *object*, however many names it is served under.
 """
 
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -18,6 +20,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
+from ZODB.POSException import Unsupported
 from ZODB.serialize import referencesf
 from ZODB.utils import newTid
 from ZODB.utils import p64
@@ -29,6 +32,7 @@ from zeo.server.commitlock import CommitLock
 from zeo.server.outbox import Outbox
 from zeo.server.publisher import Publisher
 from zeo.wire import messages
+from zeo.wire.framing import Frame
 
 if TYPE_CHECKING:
     from zeo.server.transaction import Transaction
@@ -48,6 +52,15 @@ class Statistics:
         self.conflicts = 0
         self.conflicts_resolved = 0
         self.active_txns = 0
+        self._mutex = threading.Lock()  # guards `active_txns`, which goes up and down in any thread
+
+    def begun(self) -> None:
+        with self._mutex:
+            self.active_txns += 1
+
+    def ended(self) -> None:
+        with self._mutex:
+            self.active_txns -= 1
 
 
 class Served:
@@ -66,10 +79,9 @@ class Served:
                  client_conflict_resolution: bool = False) -> None:
         self.name = name
         self.storage = storage
-        self.read_only = read_only or storage.isReadOnly()
+        self._read_only = read_only
         self.client_conflict_resolution = client_conflict_resolution
         self.announces_itself = announces_itself(storage)
-        self.supports_undo = bool(getattr(storage, 'supportsUndo', lambda: False)())
         self.statistics = Statistics()
         self.lock = CommitLock(transaction_timeout, name)
         self.packing = threading.Lock()  # held by the one pack in progress
@@ -86,11 +98,38 @@ class Served:
         self._helpers: set[threading.Thread] = set()
         if client_conflict_resolution:
             storage.tryToResolveConflict = _leave_it_to_the_client
-        recent = list(storage.lastInvalidations(invalidation_queue_size)) \
-            if hasattr(storage, 'lastInvalidations') else []
-        self.publisher = Publisher(storage.lastTransaction() or z64, recent, invalidation_queue_size)
+        recent: list[tuple[bytes, list[bytes]]] = []
+        if hasattr(storage, 'lastInvalidations') and not self.announces_itself:
+            recent = list(storage.lastInvalidations(invalidation_queue_size))
+        # A storage that announces itself is listened to first and asked for its last tid second: what
+        # lies between is either announced, or is not news to anybody.
+        first_tid = z64 if self.announces_itself else self._last_tid_of_storage()
+        self.publisher = Publisher(first_tid, recent, invalidation_queue_size)
+        self._in_doubt = False  # whether the storage may have transactions that nobody was told of
         if hasattr(storage, 'registerDB'):
             storage.registerDB(_Wrapper(self))
+        if self.announces_itself:
+            self.publisher.start_afresh(self._last_tid_of_storage())
+
+    @property
+    def read_only(self) -> bool:
+        """Whether clients may not write, as far as is known: a storage behind may change its mind."""
+        return self._read_only or bool(self.storage.isReadOnly())
+
+    @property
+    def supports_undo(self) -> bool:
+        return bool(getattr(self.storage, 'supportsUndo', lambda: False)())
+
+    def method(self, name: str) -> Any:
+        """A method that not every storage has; `Unsupported` if this one does not."""
+        try:
+            return getattr(self.storage, name)
+        except AttributeError:
+            raise Unsupported(f'the storage on the server has no {name}') from None
+
+    def _last_tid_of_storage(self) -> bytes:
+        tid: bytes = self.storage.lastTransaction() or z64
+        return tid
 
     def info(self) -> dict[str, Any]:
         """The answer to ``get_info``."""
@@ -114,6 +153,14 @@ class Served:
     def sizes(self) -> dict[str, int]:
         """What ``info`` notices tell."""
         return {'length': len(self.storage), 'size': self.storage.getSize()}
+
+    def size_notice(self) -> Frame:
+        """The ``info`` notice; nothing if the storage cannot tell, for that is no reason to fail."""
+        try:
+            return messages.notice('info', (self.sizes(),))
+        except Exception:
+            logger.exception('storage %s does not tell its size', self.name)
+            return ()
 
     def status(self) -> dict[str, Any]:
         """The answer to ``server_status`` and to the monitoring probe."""
@@ -146,9 +193,21 @@ class Served:
         # First the last tid, then the storage: what is finished meanwhile is announced.
         last_tid = self.publisher.last_tid
         changed: dict[bytes, None] = {}
-        for transaction in self.storage.iterator(p64(u64(tid) + 1), last_tid):
-            changed.update((record.oid, None) for record in transaction)
+        with self._transactions(p64(u64(tid) + 1), last_tid) as transactions:
+            for transaction in transactions:
+                changed.update((record.oid, None) for record in transaction)
         return last_tid, list(changed)
+
+    @contextlib.contextmanager
+    def _transactions(self, start: bytes, stop: bytes) -> Iterator[Any]:
+        """An iterator over transactions of the storage, with its file closed in any case."""
+        transactions = iter(self.storage.iterator(start, stop))
+        try:
+            yield transactions
+        finally:
+            close = getattr(transactions, 'close', None)
+            if close is not None:
+                close()
 
     def outdated(self, revisions: bytes) -> bytes:
         """The answer to ``verify``: which of these revisions are not current (any more).
@@ -194,7 +253,8 @@ class Served:
         transaction = self.told.get(tid)
         if transaction is not None and transaction.id == id:
             transaction.settle()
-        return any(each.tid == tid for each in self.storage.iterator(tid, tid))
+        with self._transactions(tid, tid) as transactions:
+            return any(each.tid == tid for each in transactions)
 
     # ---- pack -----------------------------------------------------------------------
 
@@ -205,19 +265,40 @@ class Served:
             logger.info('packing storage %s as of %s', self.name, time.ctime(pack_time))
             self.storage.pack(pack_time, referencesf)
             logger.info('packed storage %s in %.1f s', self.name, time.monotonic() - started)
-        deliver(self.publisher.tell(messages.notice('info', (self.sizes(),))))
+        deliver(self.publisher.tell(self.size_notice()))
 
     # ---- when something went wrong in the middle ----------------------------------------
 
     def hang_up_on_everybody(self) -> None:
         """A transaction may be in the storage and was not announced: nobody may trust its cache."""
         try:
-            last_tid = self.storage.lastTransaction()
+            last_tid = self._last_tid_of_storage()
         except Exception:
-            last_tid = z64
+            logger.exception('storage %s does not tell its last transaction', self.name)
+            last_tid, self._in_doubt = z64, True
         deliver(self.publisher.start_afresh(last_tid))
 
+    def catch_up(self) -> None:
+        """See to it that nobody takes the last tid announced for the storage's if it is not.
+
+        What announces itself never shows a tid before it is announced, except when it could not tell
+        what had changed (``invalidateCache``): its last tid moves after that.  Raises what the storage
+        raises.
+        """
+        if self.announces_itself or self._in_doubt:
+            last_tid = self._last_tid_of_storage()  # first: the publisher's may only be later
+            if last_tid > self.publisher.last_tid:
+                logger.warning('storage %s has transactions that it did not announce; everybody is'
+                               ' disconnected', self.name)
+                deliver(self.publisher.start_afresh(last_tid))
+            self._in_doubt = False
+
     # ---- threads ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the threads without which a commit could not go on, while there still are threads."""
+        self.voter.start()
+        self.lock.start()
 
     def run_beside(self, name: str, job: Callable[[], None]) -> None:
         """Run a job that may take long on a thread of its own; `close` waits for it."""
@@ -228,7 +309,11 @@ class Served:
                 self._helpers.discard(thread)
         thread = threading.Thread(target=run, name=f'zeo {name} {self.name}', daemon=True)
         self._helpers.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            self._helpers.discard(thread)
+            raise
 
     def close(self) -> None:
         """Wait for votes and packs in progress, end the threads, close the storage.  No session is left."""
@@ -240,22 +325,18 @@ class Served:
 
 
 class Worker:
-    """A thread, started when there is something to do, that does one job after the other."""
+    """A thread that does one job after the other."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._starting = threading.Lock()  # guards `_thread`
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have a job done soon.  What it raises is logged."""
         self._jobs.put(job)
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    self._thread.start()
 
     def _run(self) -> None:
         while True:
@@ -264,16 +345,14 @@ class Worker:
                 return
             try:
                 job()
-            except Exception:
-                logger.exception('%s: a job failed', self._name)
+            except BaseException:
+                logger.exception('%s: a job failed', self._thread.name)
 
     def close(self) -> None:
-        """Do what was submitted, then end."""
-        with self._starting:
-            thread = self._thread
-        if thread is not None:
+        """Do what was submitted, then end.  It need not have been started."""
+        if self._thread.ident is not None:
             self._jobs.put(None)
-            thread.join()
+            self._thread.join()
 
 
 class _Wrapper:
@@ -286,7 +365,13 @@ class _Wrapper:
         self._served = served
 
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
-        deliver(self._served.publisher.publish(tid, [bytes(oid) for oid in oids]))
+        served = self._served
+        try:
+            served.catch_up()
+            deliver(served.publisher.publish(tid, [bytes(oid) for oid in oids]))
+        except BaseException:  # some may have been told and others not
+            served.hang_up_on_everybody()
+            raise
 
     def invalidateCache(self) -> None:
         self._served.hang_up_on_everybody()
@@ -329,7 +414,8 @@ _SILENT = (BaseStorage.registerDB, MappingStorage.registerDB)
 
 def _leave_it_to_the_client(oid: bytes, committed: bytes, old: bytes, record: bytes,
                             committed_data: bytes | None = None) -> bytes:
-    raise ConflictError(oid=oid, serials=(committed, old), data=record)
+    # With ``data=record`` the error would unpickle what the client sent, to name its class.
+    raise ConflictError(oid=oid, serials=(committed, old))
 
 
 def _seconds(tid: bytes) -> float:
