@@ -7,7 +7,9 @@ answered when they are done, while the session serves the next ones; they neithe
 
 import itertools
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -21,13 +23,13 @@ from ZODB.POSException import POSKeyError
 from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
+from ZODB.utils import z64
 
 from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server.outbox import Outbox
 from zeo.server.outbox import Outcome
 from zeo.server.served import Served
-from zeo.server.served import deliver
 from zeo.server.transaction import Answer
 from zeo.server.transaction import Transaction
 from zeo.wire import messages
@@ -42,6 +44,17 @@ ANNOUNCEMENT_PATIENCE = 5.0
 #: A load's reply waits while the client has so many bytes still to read, at most so many seconds.
 ROOM = 4 * 1024 * 1024
 ROOM_PATIENCE = 60.0
+
+#: How many requests that may take long are done for one client at a time, and how many may wait.
+HELPERS = 16
+MOST_JOBS = 1000
+
+#: How many iterators over transactions, and over records, one client may have at a time.
+ITERATORS = 200
+
+#: The largest number that may be asked for of anything, and the latest time, in seconds since 1970.
+MOST = 2**62
+LAST_TIME = 2**35
 
 #: Errors that belong to everyday life and are not logged.
 EXPECTED = (POSKeyError, ConflictError)
@@ -66,9 +79,14 @@ class Session:
         self._storage: Any = None
         self._read_only = False
         self._transaction: Transaction | None = None
-        self._iterators: dict[int, Iterator[Any]] = {}
+        self._iterators: dict[int, Iterator[Any]] = {}  # over transactions
+        self._record_iterators: dict[int, Iterator[Any]] = {}
         self._iterator_ids = itertools.count()
         self._last_transactions: dict[int, Any] = {}  # by iterator id: what it returned last
+        # What is done beside the session, and by how many threads; the mutex, a leaf, guards both.
+        self._mutex = threading.Lock()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._helpers = 0
 
     @property
     def is_registered(self) -> bool:
@@ -83,14 +101,16 @@ class Session:
         those of a one-way message cannot be, so they end the connection, too.
         """
         message_id, oneway, name, args = messages.decode_from_client(payload)
+        if messages.is_heartbeat(message_id):
+            return
+        if name in _LONG_ANSWERS and self.outbox.backlog > ROOM:
+            self._wait_for_room()
         if name == 'loadBefore' and self._served is not None and not oneway:
             try:
                 oid, tid = args
                 self._load(message_id, oid, tid)
             except Exception as error:
                 self._failed(message_id, name, error)
-            return
-        if messages.is_heartbeat(message_id):
             return
         method = METHODS.get(name)
         if method is None or (self._served is None) != (name == 'register'):
@@ -112,9 +132,10 @@ class Session:
                 if not oneway:
                     self.outbox.append(messages.reply(message_id, result))
         except Exception as error:
-            if oneway:
-                raise ProtocolError(f'{name} failed: {type(error).__name__}: {error}') from None
-            self._failed(message_id, name, error)
+            if not oneway:
+                self._failed(message_id, name, error)
+            elif not self._is_reported_later(name, error):
+                raise ProtocolError(f'{name} failed: {_in_words(error)}') from None
 
     def _answer(self, message_id: PickledId, result: Any = None,
                 error: BaseException | None = None) -> None:
@@ -128,21 +149,63 @@ class Session:
         if not isinstance(error, (POSError, TypeError, ValueError, KeyError)):
             logger.error('%s: %s failed', self.client, name, exc_info=True)
         elif not isinstance(error, EXPECTED):
-            logger.info('%s: %s was refused: %s: %s', self.client, name, type(error).__name__, error)
+            logger.info('%s: %s was refused: %s', self.client, name, _in_words(error))
         self.outbox.append(messages.error_reply(message_id, error))
 
+    def _is_reported_later(self, name: str, error: Exception) -> bool:
+        """Whether the vote will say what went wrong with a one-way message."""
+        transaction = self._current()
+        if transaction is None or name not in _STAGING:
+            return False
+        if isinstance(error, OSError):  # no room, as a rule
+            transaction.fail(error)
+        return transaction.failure is not None
+
+    def _wait_for_room(self) -> None:
+        """Let the client read what it has asked for, before there is more."""
+        self.outbox.deliver()
+        if not self.outbox.wait_for_room(ROOM, ROOM_PATIENCE):
+            raise ProtocolError('it does not read what it asked for')
+
     def _beside(self, name: str, answer: Answer, job: Callable[[], Any]) -> None:
-        """Do what may take long in a thread of its own, and answer when it is done."""
+        """Do what may take long in a thread of its own, and answer when it is done.
+
+        One client has at most `HELPERS` such threads at a time; beyond that its requests wait.
+        """
         def run() -> None:
             try:
                 answer(job())
             except Exception as error:
-                if not isinstance(error, POSError):
+                if not isinstance(error, POSError) or answer is _no_answer:
                     logger.error('%s: %s failed', self.client, name, exc_info=True)
                 answer(error=error)
             self.outbox.deliver()
         assert self._served is not None
-        self._served.run_beside(name, run)
+        with self._mutex:
+            if len(self._jobs) >= MOST_JOBS:
+                raise ValueError(f'more than {MOST_JOBS} requests that may take long are waiting')
+            self._jobs.append(run)
+            if self._helpers == HELPERS:
+                return
+            self._helpers += 1
+        try:
+            self._served.run_beside(name, self._help)
+        except RuntimeError:  # there can be no more threads now
+            with self._mutex:
+                self._helpers -= 1
+                if run not in self._jobs:
+                    return  # another helper has taken it
+                self._jobs.remove(run)
+            raise
+
+    def _help(self) -> None:
+        while True:
+            with self._mutex:
+                if not self._jobs or self.outbox.gone:
+                    self._helpers -= 1
+                    return
+                run = self._jobs.popleft()
+            run()
 
     # ---- session -----------------------------------------------------------------------
 
@@ -153,9 +216,11 @@ class Session:
             raise ValueError(f'unknown storage: {storage_name!s:.100}')
         if served.read_only and not read_only:
             raise ReadOnlyError()
+        read_only = bool(read_only) or served.read_only
+        served.catch_up()
         self._served = served
         self._storage = served.storage
-        self._read_only = bool(read_only) or served.read_only
+        self._read_only = read_only
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
         logger.info('%s: uses storage %s%s', self.client, storage_name,
@@ -168,18 +233,22 @@ class Session:
 
     def lastTransaction(self) -> bytes:
         assert self._served is not None
+        self._served.catch_up()
         return self._served.publisher.last_tid
 
     def ping(self) -> None:
         """A round trip: what was committed before has been announced before the reply."""
+        assert self._served is not None
+        self._served.catch_up()
 
     def set_client_label(self, label: str) -> None:
-        printable = ''.join(char if char.isprintable() else '?' for char in str(label)[:100])
+        printable = _printable(str(label)[:100])
         logger.info('%s: is called %s', self._address, printable)
         self.client = f'{self._address} ({printable})'
 
     def getInvalidations(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         assert self._served is not None
+        self._served.catch_up()
         return self._served.invalidations_since(_tid(tid))
 
     def server_status(self) -> dict[str, Any]:
@@ -200,11 +269,10 @@ class Session:
         served = self._served
         assert served is not None
         served.statistics.loads += 1
+        _oid(oid)
+        _tid(tid)
         load = self._storage.loadBefore
         watching = ahead = False
-        if outbox.backlog > ROOM:
-            outbox.deliver()
-            outbox.wait_for_room(ROOM, ROOM_PATIENCE)
         mark = outbox.published
         while True:
             found = load(oid, tid)
@@ -219,11 +287,12 @@ class Session:
                 outcome = outbox.reply_with_history(frame, start, ahead=ahead)
             if outcome is Outcome.SENT or outcome is Outcome.GONE:
                 return
-            if outcome is Outcome.AHEAD and not outbox.wait_for_announcement(
-                    start, ANNOUNCEMENT_PATIENCE):
-                logger.warning('%s: transaction %s was read but is still not announced after %d s',
-                               self.client, start.hex(), ANNOUNCEMENT_PATIENCE)
-                ahead = True
+            if outcome is Outcome.AHEAD:
+                outbox.deliver()  # what was answered before need not wait
+                if not outbox.wait_for_announcement(start, ANNOUNCEMENT_PATIENCE):
+                    logger.warning('%s: transaction %s was read but is still not announced after'
+                                   ' %d s', self.client, start.hex(), ANNOUNCEMENT_PATIENCE)
+                    ahead = True
             mark, watching = outbox.watch(oid), True
 
     def loadBefore(self, oid: bytes, tid: bytes) -> None:
@@ -238,15 +307,18 @@ class Session:
         return tid
 
     def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
-        return list(self._storage.history(_oid(oid), size))
+        return list(self._storage.history(_oid(oid), _number(size)))
 
     def record_iternext(self, next: bytes | None = None) -> Any:
-        return self._storage.record_iternext(next)
+        assert self._served is not None
+        if next is not None:
+            _bytes(next)
+        return self._served.method('record_iternext')(next)
 
     # ---- two-phase commit -----------------------------------------------------------------
 
     def new_oids(self, n: int = 100) -> list[bytes]:
-        count = max(1, min(100, int(n)))
+        count = max(1, min(100, _number(n)))
         return [self._storage.new_oid() for _ in range(count)]
 
     def tpc_begin(self, id: Any, user: bytes, description: bytes, extension: dict[Any, Any],
@@ -260,8 +332,9 @@ class Session:
             raise TypeError('the extension of a transaction is a dict')
         if tid is not None:
             _tid(tid)
-        if not isinstance(status, str) or len(status) != 1:
-            raise TypeError('the status of a transaction is one character')
+        if status not in (' ', 'p'):
+            # A FileStorage takes others for signs of damage, and loses what comes after them.
+            raise ValueError('the status of a transaction is a space, or p if it is packed')
         assert self._served is not None
         self._transaction = Transaction(
             self._served, self.outbox, id, _bytes(user), _bytes(description), extension, tid, status,
@@ -281,9 +354,8 @@ class Session:
         return transaction
 
     def storea(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
-        if not isinstance(record, bytes):
-            raise TypeError('a record is bytes')
-        self._in_progress(id).stage('store', _oid(oid), _tid(serial), record, size=len(record))
+        self._in_progress(id).stage('store', _oid(oid), _serial(serial), _record(record),
+                                    size=len(record))
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, id: Any) -> None:
         self._in_progress(id).stage('check', _oid(oid), _tid(serial))
@@ -297,8 +369,8 @@ class Session:
     def restorea(self, oid: bytes, tid: bytes, record: bytes | None, previous_tid: bytes | None,
                  id: Any) -> None:
         transaction = self._in_progress(id)
-        if record is not None and not isinstance(record, bytes):
-            raise TypeError('a record is bytes')
+        if record is not None:
+            _record(record)
         if previous_tid is not None:
             _tid(previous_tid)
         transaction.stage('restore', _oid(oid), _tid(tid), record, previous_tid,
@@ -312,10 +384,8 @@ class Session:
         self._beside('settle', answer, partial(self._served.settle, _tid(tid), id))
 
     def _finish(self, message_id: PickledId | None, id: Any) -> None:
-        told = self._in_progress(id).finish(message_id)
+        self._in_progress(id).finish(message_id)
         self._transaction = None
-        self.outbox.deliver()  # the committer first
-        deliver(told)
 
     def tpc_abort(self, answer: Answer, id: Any) -> None:
         transaction = self._current()
@@ -335,7 +405,7 @@ class Session:
     def storeBlobEnd(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
         transaction = self._in_progress(id)
         path = self._uploading().end()
-        transaction.stage('store_blob', _oid(oid), _tid(serial), _bytes(record), path,
+        transaction.stage('store_blob', _oid(oid), _serial(serial), _record(record), path,
                           size=len(record))
 
     def storeBlobShared(self, oid: bytes, serial: bytes, record: bytes, filename: str,
@@ -343,7 +413,8 @@ class Session:
         transaction = self._in_progress(id)
         path = blobs.shared_path(self._storage, _oid(oid), filename)
         self._uploading().adopt(path)
-        transaction.stage('store_blob', oid, _tid(serial), _bytes(record), path, size=len(record))
+        transaction.stage('store_blob', oid, _serial(serial), _record(record), path,
+                          size=len(record))
 
     def _uploading(self) -> blobs.Uploads:
         transaction = self._current()
@@ -364,6 +435,10 @@ class Session:
 
     def undoInfo(self, answer: Answer, first: int = 0, last: int = -20,
                  specification: dict[str, Any] | None = None) -> None:
+        _number(first)
+        _number(last)
+        if specification is not None and not isinstance(specification, dict):
+            raise TypeError('what is looked for is a dict')
         assert self._served is not None
         if not self._served.supports_undo:
             answer([])
@@ -372,6 +447,8 @@ class Session:
                          lambda: list(self._storage.undoInfo(first, last, specification)))
 
     def undoLog(self, answer: Answer, first: int = 0, last: int = -20) -> None:
+        _number(first)
+        _number(last)
         assert self._served is not None
         if not self._served.supports_undo:
             answer([])
@@ -379,8 +456,8 @@ class Session:
             self._beside('undo log', answer, lambda: list(self._storage.undoLog(first, last)))
 
     def pack(self, answer: Answer, time: float, wait: bool = True) -> None:
-        if not isinstance(time, (int, float)):
-            raise TypeError('the time to pack to is a number of seconds')
+        if not isinstance(time, (int, float)) or not 0 <= time <= LAST_TIME:
+            raise TypeError('the time to pack to is a number of seconds since 1970')
         assert self._served is not None
         if wait:
             self._beside('pack', answer, partial(self._served.pack, time))
@@ -394,11 +471,15 @@ class Session:
         for tid in (start, stop):
             if tid is not None:
                 _tid(tid)
-        return self._keep(iter(self._storage.iterator(start, stop)))
+        assert self._served is not None
+        iterator = self._served.method('iterator')
+        return self._keep(self._iterators, lambda: iterator(start, stop))
 
-    def _keep(self, iterator: Iterator[Any]) -> int:
+    def _keep(self, iterators: dict[int, Iterator[Any]], make: Callable[[], Any]) -> int:
+        if len(iterators) >= ITERATORS:  # each may hold a file open
+            raise ValueError(f'{ITERATORS} iterators are in use; end some before starting others')
         iterator_id = next(self._iterator_ids)
-        self._iterators[iterator_id] = iterator
+        iterators[iterator_id] = iter(make())
         return iterator_id
 
     def iterator_next(self, iid: int) -> Any:
@@ -415,11 +496,11 @@ class Session:
         transaction = self._last_transactions[iid]
         if transaction.tid != tid:
             raise ValueError('records are asked for of a transaction that is not the last one')
-        return self._keep(iter(transaction))
+        return self._keep(self._record_iterators, lambda: transaction)
 
     def iterator_record_next(self, rid: int) -> Any:
         try:
-            record = next(self._iterators[rid])
+            record = next(self._record_iterators[rid])
         except StopIteration:
             self.iterator_gc([rid])
             return None
@@ -427,11 +508,11 @@ class Session:
 
     def iterator_gc(self, ids: list[int]) -> None:
         for iterator_id in ids:
-            iterator = self._iterators.pop(iterator_id, None)
             self._last_transactions.pop(iterator_id, None)
-            close = getattr(iterator, 'close', None)
-            if close is not None:
-                close()
+            for iterators in (self._iterators, self._record_iterators):
+                close = getattr(iterators.pop(iterator_id, None), 'close', None)
+                if close is not None:
+                    close()
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -441,12 +522,22 @@ class Session:
             self._transaction.abandon()
         if self._served is not None:
             self._served.publisher.unsubscribe(self.outbox)
-        self.iterator_gc(list(self._iterators))
+        self.iterator_gc([*self._iterators, *self._record_iterators])
 
 
 #: Methods that are given a function to answer with, since they may answer later.
 _ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle',
                         'sendBlob'})
+
+#: Methods whose answer may be long.  Before one is made, the client has to read those before it.
+_LONG_ANSWERS = frozenset({
+    'loadBefore', 'loadSerial', 'history', 'record_iternext', 'iterator_next',
+    'iterator_record_next', 'getInvalidations', 'undoInfo', 'undoLog', 'verify'})
+
+#: One-way methods that prepare a vote.
+_STAGING = frozenset({
+    'storea', 'checkCurrentSerialInTransaction', 'deleteObject', 'undoa', 'restorea',
+    'storeBlobStart', 'storeBlobChunk', 'storeBlobEnd', 'storeBlobShared'})
 
 
 def _oid(value: Any) -> bytes:
@@ -461,12 +552,44 @@ def _tid(value: Any) -> bytes:
     return value
 
 
+def _serial(value: Any) -> bytes:
+    """Of the revision that was changed.  Stock clients pass on ZODB's None for a new object."""
+    return z64 if value is None else _tid(value)
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or abs(value) > MOST:
+        raise TypeError('a whole number of usual size is expected')
+    return value
+
+
+def _record(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError('a record is bytes')
+    if not value:
+        raise ValueError('a record is never empty')  # it would make a FileStorage unreadable
+    return value
+
+
 def _bytes(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode('utf-8', 'surrogateescape')
     if not isinstance(value, bytes):
         raise TypeError('bytes or text is expected')
     return value
+
+
+def _in_words(error: Exception) -> str:
+    """An error in one line for the log, whatever a client has put into it."""
+    try:
+        text = str(error)
+    except Exception:  # an integer may be too long for it
+        text = 'details that cannot be shown'
+    return f'{type(error).__name__}: {_printable(text[:200])}'
+
+
+def _printable(text: str) -> str:
+    return ''.join(char if char.isprintable() else '?' for char in text)
 
 
 def _no_answer(result: Any = None, error: BaseException | None = None) -> None:

@@ -19,6 +19,7 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
+from collections.abc import Container
 from typing import Any
 
 from ZODB.Connection import TransactionMetaData
@@ -28,6 +29,7 @@ from ZODB.POSException import POSError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
+from ZODB.utils import maxtid
 
 from zeo.server.blobs import Uploads
 from zeo.server.outbox import Outbox
@@ -51,6 +53,14 @@ class State(enum.Enum):
     FINISHING = 'finishing'
     ABORTING = 'aborting'
     ENDED = 'ended'
+
+
+class _Asked(enum.Enum):
+    """What became of the wish to abort a transaction."""
+
+    CLAIMED = 'claimed'  #: who asked has to do it
+    NOTED = 'noted'  #: the thread that votes will do it, and answer
+    TOO_LATE = 'too late'  #: it is being finished or has ended
 
 
 class Transaction:
@@ -78,14 +88,15 @@ class Transaction:
         self.state = State.BEGUN
         self._abort_asked = False
         self._abort_answers: list[Answer] = []
+        self.failure: Exception | None = None  # why it cannot be voted any more
         # The following belong to whoever votes, then to whoever has claimed the transaction.
         self._vote_answer: Answer = _no_answer
         self._tell_tid = False
         self._settled = threading.Event()  # set at the end if the client knows the tid
         self._changed: dict[bytes, None] = {}  # oids, as a set in order
         self._conflicts: dict[bytes, dict[str, Any]] = {}  # by oid: for the client to resolve
-        self._reported: list[bytes] = []  # oids whose stored state is not what the client sent
-        served.statistics.active_txns += 1
+        self._reported: dict[bytes, None] = {}  # oids whose stored state is not what the client sent
+        served.statistics.begun()
 
     def _move(self, before: State, after: State) -> bool:
         with self._mutex:
@@ -104,7 +115,19 @@ class Transaction:
         """Keep an operation (the name of a method below, and its arguments) until vote."""
         if self.state is not State.BEGUN:
             raise StorageTransactionError(f'the transaction is {self.state.value}')
-        self._staging.append((operation, args), size)
+        if self.failure is None:
+            self._staging.append((operation, args), size)
+
+    def fail(self, error: Exception) -> None:
+        """Something could not be staged, for want of room as a rule: the next vote will say so.
+
+        Nobody waits for an answer to what is staged; ending the connection would not tell the client
+        why.
+        """
+        if self.failure is None:
+            logger.error('%s: the transaction cannot be staged: %s', self.client, error)
+            self.failure = StorageError(f'the server cannot stage the transaction: {error}')
+            self._staging.close()
 
     @property
     def uploads(self) -> Uploads:
@@ -120,11 +143,15 @@ class Transaction:
     def vote(self, answer: Answer, tell_tid: bool = False) -> None:
         """Take the commit lock, replay what was staged, let the storage vote; the answer may come later.
 
-        With ``tell_tid`` the answer to a successful vote is a pair: the usual answer, and the tid that
+        Raises `StorageTransactionError`, without harm, if it is voting already; what was given to
+        `fail`, and the transaction has ended.  With ``tell_tid`` the answer to a successful vote is a pair: the usual answer, and the tid that
         the transaction will have, or None if the storage chooses it later.
         """
         if not self._move(State.BEGUN, State.WAITING):
             raise StorageTransactionError(f'already voting: the transaction is {self.state.value}')
+        if self.failure is not None:
+            self.abandon()
+            raise self.failure
         self._vote_answer = answer
         self._tell_tid = tell_tid
         if not self._served.lock.acquire(self):
@@ -145,7 +172,8 @@ class Transaction:
 
     def _vote(self) -> None:
         """In the thread that votes, state VOTING, with the commit lock."""
-        error: Exception | None = None
+        answer = self._vote_answer  # a next vote, for which the client need not wait, has its own
+        error: BaseException | None = None
         tid: bytes | None = None
         conflicts: list[Any] = []
         try:
@@ -153,7 +181,7 @@ class Transaction:
             conflicts = list(self._conflicts.values())
             if not conflicts:
                 self._report(self._served.storage.tpc_vote(self._meta))
-        except Exception as failure:
+        except BaseException as failure:  # whatever it is, the lock must not be kept
             error = failure
             if isinstance(failure, ConflictError):
                 self._served.statistics.conflicts += 1
@@ -168,7 +196,8 @@ class Transaction:
                     if self._tell_tid and tid is not None:
                         self._served.told[tid] = self
                     # in one step: no abort is answered before
-                    self._vote_answer((self._reported, tid) if self._tell_tid else self._reported)
+                    reported = list(self._reported)
+                    answer((reported, tid) if self._tell_tid else reported)
             if voted:
                 self._outbox.deliver()
                 return
@@ -183,9 +212,9 @@ class Transaction:
         if asked:
             self._answer_aborts()
         elif error is not None:
-            self._vote_answer(error=error)
+            answer(error=error)
         else:
-            self._vote_answer(conflicts)
+            answer(conflicts)
         self._outbox.deliver()
 
     def _replay(self) -> bytes | None:
@@ -200,6 +229,9 @@ class Transaction:
             if last_tid is not None and tid <= last_tid:
                 raise StorageError(f'the chosen transaction id {tid.hex()} is not later than'
                                    f' the last one, {last_tid.hex()}')
+            if tid >= maxtid:
+                raise StorageError(f'the chosen transaction id {tid.hex()} leaves no room for later ones')
+            self._served.method('restore')  # storages without it do not take a tid either
         elif self._tell_tid:
             tid = self._served.choose_tid()
         if tid is not None:
@@ -214,8 +246,7 @@ class Transaction:
         """Note objects that are not stored as the client sent them, as ``tpc_vote`` tells."""
         for each in oids or ():
             oid = each[0] if isinstance(each, tuple) else each  # (oid, serial) in older storages
-            if oid not in self._reported:
-                self._reported.append(oid)
+            self._reported[oid] = None
 
     # ---- the operations, during replay ----------------------------------------------
 
@@ -238,51 +269,62 @@ class Transaction:
         self._served.storage.storeBlob(oid, serial, record, path, '', self._meta)
 
     def _check(self, oid: bytes, serial: bytes) -> None:
-        self._served.storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
+        self._served.method('checkCurrentSerialInTransaction')(oid, serial, self._meta)
 
     def _delete(self, oid: bytes, serial: bytes) -> None:
         self._changed[oid] = None
-        self._served.storage.deleteObject(oid, serial, self._meta)
+        self._served.method('deleteObject')(oid, serial, self._meta)
 
     def _undo(self, undo_id: bytes) -> None:
-        _, oids = self._served.storage.undo(undo_id, self._meta)
+        _, oids = self._served.method('undo')(undo_id, self._meta)
         self._changed.update(dict.fromkeys(oids))
         self._report(oids)
 
     def _restore(self, oid: bytes, tid: bytes, record: bytes | None, previous: bytes | None) -> None:
+        if tid != self._tid:
+            raise StorageError(f'a revision {tid.hex()} cannot be restored by transaction'
+                               f' {self._tid.hex() if self._tid else "without a chosen id"}')
         self._changed[oid] = None
-        self._served.storage.restore(oid, tid, record, '', previous, self._meta)
+        self._served.method('restore')(oid, tid, record, '', previous, self._meta)
 
     # ---- finishing ------------------------------------------------------------------
 
-    def finish(self, message_id: messages.PickledId | None) -> list[Outbox]:
-        """Make the voted transaction durable, announce it, answer it, then release the commit lock.
-
-        Returns the outboxes that should be delivered now.
-        """
+    def finish(self, message_id: messages.PickledId | None) -> None:
+        """Make the voted transaction durable, announce it, answer it, then release the commit lock."""
         if not self._move(State.VOTED, State.FINISHING):
             raise StorageTransactionError(f'cannot finish: the transaction is {self.state.value}')
         served = self._served
         oids = list(self._changed)
+        tids: list[bytes] = []  # the one that was published
         told: list[Outbox] = []
 
         def publish(tid: bytes) -> None:
+            served.catch_up()
             answer: Frame = ()
             if message_id is not None:
-                answer = (messages.notice('info', (served.sizes(),)) + messages.reply(message_id, tid))
-            told.extend(served.publisher.publish(tid, oids, self._outbox, answer))
+                answer = served.size_notice() + messages.reply(message_id, tid)
+            tids.append(tid)
+            try:
+                told.extend(served.publisher.publish(tid, oids, self._outbox, answer))
+            except BaseException:  # it may have reached some and not others
+                served.hang_up_on_everybody()
+                raise
+            if self.ended:  # the storage gave up waiting for its own server, which answered late
+                deliver(told)
 
         try:
             if served.announces_itself:
                 # The storage has its own order and calls back at our place in it.
-                served.storage.tpc_finish(self._meta, publish)
+                tid = served.storage.tpc_finish(self._meta, publish)
             else:
                 tid = served.storage.tpc_finish(self._meta)
+            if not tids:
                 publish(served.storage.lastTransaction() if tid is None else tid)
             served.statistics.commits += 1
         except BaseException:
             logger.critical('%s: a transaction failed while it was being finished; everybody is'
                             ' disconnected', self.client, exc_info=True)
+            self._abort_storage()  # should it still be in progress there; else this does nothing
             served.hang_up_on_everybody()
             raise
         finally:
@@ -290,18 +332,22 @@ class Transaction:
                 self.state = State.ENDED
             self._end()
             served.lock.release(self)
-        return told
+            self._outbox.deliver()  # the committer first
+            deliver(told)
 
     # ---- aborting --------------------------------------------------------------------
 
     def abort(self, answer: Answer) -> None:
         """End the transaction at the client's wish; if it is voting now, the answer comes later."""
-        if self._ask_to_abort(answer):
+        asked = self._ask_to_abort(answer)
+        if asked is _Asked.CLAIMED:
             self._abort_claimed()
+        elif asked is _Asked.TOO_LATE:
+            answer(None)  # a vote that failed has just ended it
 
     def abandon(self) -> None:
         """The connection has ended, or is ended: end the transaction unless it is being finished."""
-        if self._ask_to_abort(_no_answer):
+        if self._ask_to_abort(_no_answer) is _Asked.CLAIMED:
             self._abort_claimed()
 
     def settle(self) -> None:
@@ -311,31 +357,29 @@ class Transaction:
 
     def expired(self) -> None:
         """The commit lock was held too long: abort, release it, and end the connection."""
-        if self.state is State.FINISHING:
-            return
+        asked = self._ask_to_abort(_no_answer, {State.VOTING, State.VOTED})
+        if asked is _Asked.TOO_LATE:
+            return  # it is being finished, or was released a moment ago
         logger.warning('%s: the transaction took too long and is aborted; the client is'
                        ' disconnected', self.client)
-        self.abandon()
+        if asked is _Asked.CLAIMED:
+            self._abort_claimed()
         self._on_expired()
 
-    def _ask_to_abort(self, answer: Answer) -> bool:
-        """Claim the transaction for aborting it; False if that is somebody else's affair."""
+    def _ask_to_abort(self, answer: Answer, among: Container[State] = frozenset(State)) -> '_Asked':
+        """Claim the transaction for aborting it, if its state is ``among`` these."""
         with self._mutex:
             state = self.state
+            if state not in among or state in (State.FINISHING, State.ABORTING, State.ENDED):
+                return _Asked.TOO_LATE
+            self._abort_answers.append(answer)
             if state is State.VOTING:
                 self._abort_asked = True
-                self._abort_answers.append(answer)
-                return False
-            if state in (State.BEGUN, State.WAITING):
-                self.state = State.ENDED
-            elif state is State.VOTED:
-                self.state = State.ABORTING
-            else:
-                return False
-            self._abort_answers.append(answer)
+                return _Asked.NOTED
+            self.state = State.ABORTING if state is State.VOTED else State.ENDED
         if state is State.WAITING:
             self._served.lock.cancel(self)  # if it is just being granted, `granted` refuses
-        return True
+        return _Asked.CLAIMED
 
     def _abort_claimed(self) -> None:
         if self.state is State.ABORTING:
@@ -351,7 +395,7 @@ class Transaction:
     def _abort_storage(self) -> None:
         try:
             self._served.storage.tpc_abort(self._meta)
-        except Exception:
+        except BaseException:
             logger.exception('%s: abort failed', self.client)
         self._served.statistics.aborts += 1
 
@@ -365,7 +409,7 @@ class Transaction:
         self._staging.close()
         if self._uploads is not None:
             self._uploads.close()
-        self._served.statistics.active_txns -= 1
+        self._served.statistics.ended()
         if self._tell_tid:
             self._served.told = {tid: each for tid, each in self._served.told.items()
                                  if each is not self}

@@ -1,0 +1,901 @@
+"""One client's transaction: every state, and every way in which it may end."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ZODB.POSException import ConflictError
+from ZODB.POSException import StorageTransactionError
+from ZODB.utils import maxtid
+from ZODB.utils import p64
+from ZODB.utils import u64
+from ZODB.utils import z64
+
+from tests.server.talk import PATIENCE
+from tests.server.talk import GatedStorage
+from tests.server.talk import SessionPeer
+from tests.server.talk import in_thread
+from tests.server.talk import oid
+from tests.server.talk import records
+from tests.server.talk import tid
+from tests.system.servers import until
+from zeo.errors import ProtocolError
+from zeo.errors import ServerException
+from zeo.server.served import Served
+from zeo.server.transaction import State
+
+Serve = Callable[..., Served]
+Connect = Callable[..., SessionPeer]
+
+NEW = (oid(1), z64, b'record')
+
+
+@pytest.fixture
+def served(serve: Serve) -> Served:
+    return serve()
+
+
+@pytest.fixture
+def peer(connect: Connect, served: Served) -> SessionPeer:
+    return connect(served)
+
+
+def state(peer: SessionPeer) -> State | None:
+    """The state of a client's transaction; None if it has none."""
+    transaction = peer.session._current()
+    return None if transaction is None else transaction.state
+
+
+def holder(served: Served) -> Any:
+    """The client that holds the commit lock."""
+    return None if served.lock.holder is None else served.lock.holder.client  # type: ignore[attr-defined]
+
+
+def is_as_before(served: Served) -> bool:
+    """Nobody holds or waits for anything, and nothing was stored."""
+    return (served.lock.holder is None and served.lock.waiting == 0 and len(served.storage) == 0
+            and served.statistics.active_txns == 0 and not served.told)
+
+
+def can_commit(served: Served, connect: Connect) -> bool:
+    """Whether somebody else can commit now, that is: lock and storage are free."""
+    connect(served).commit(oid(99), b'somebody else')
+    return True
+
+
+# ---- the way it should be
+
+
+def test_nothing_touches_the_storage_before_vote(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    assert state(peer) is State.BEGUN
+    assert served.storage.calls == [] and served.lock.holder is None
+    assert served.statistics.active_txns == 1
+
+
+def test_a_transaction_is_voted_and_finished(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW, (oid(2), z64, b'two'))
+    assert peer.call('vote', 1) == []
+    assert state(peer) is State.VOTED
+    assert holder(served) is not None
+    finished = peer.call('tpc_finish', 1)
+    assert served.storage.lastTransaction() == finished == served.publisher.last_tid
+    assert served.storage.load(oid(2))[0] == b'two'
+    assert state(peer) is None and served.lock.holder is None
+    assert served.statistics.active_txns == 0
+
+
+def test_operations_are_replayed_in_the_order_of_their_arrival(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, (oid(1), z64, b'first'), (oid(1), z64, b'second'))
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+    assert served.storage.load(oid(1))[0] == b'second'
+
+
+def test_the_committer_is_told_sizes_before_its_answer(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+    assert [message[2] for message in peer.told[-2:]] == ['info', '.reply']
+    assert peer.notices('info')[-1][0]['length'] == 1
+
+
+def test_everybody_else_hears_of_all_objects_once(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    peer.begin(1, NEW, (oid(2), z64, b'two'), (oid(2), z64, b'two again'))
+    peer.call('vote', 1)
+    finished = peer.call('tpc_finish', 1)
+    assert other.invalidations() == [(finished, [oid(1), oid(2)])]
+    assert peer.invalidations() == []
+
+
+def test_the_answer_is_given_before_the_lock_is_released(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = served.lock.release
+    backlog = []
+
+    def noted(holder: Any) -> None:
+        backlog.append(peer.outbox.backlog)
+        release(holder)
+
+    monkeypatch.setattr(served.lock, 'release', noted)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+    assert backlog[0] > 0
+
+
+def test_ids_are_whatever_the_client_likes(served: Served, peer: SessionPeer) -> None:
+    for id in (0, -1, None, 'text', b'bytes', 2**70, 1.5, (1, 2), [1, [2]], {'a': 1}, 'x' * 10**6):
+        peer.commit(oid(1), b'record', id=id)
+
+
+# ---- waiting for the lock
+
+
+def test_a_vote_waits_for_the_lock_and_nothing_else_does(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    other.begin(1, (oid(2), z64, b'two'))
+    vote = other.ask('vote', 1)
+    assert state(other) is State.WAITING and served.lock.waiting == 1
+    assert other.call('ping') is None
+    assert served.storage.calls.count('tpc_begin') == 1
+    peer.call('tpc_finish', 1)
+    assert other.answer(vote) == []
+    other.call('tpc_finish', 1)
+    assert len(served.storage) == 2
+
+
+def test_waiting_votes_are_served_in_the_order_of_their_arrival(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    others = [connect(served) for _ in range(4)]
+    votes = []
+    for number, other in enumerate(others):
+        other.begin(1, (oid(10 + number), z64, b'record'))
+        votes.append(other.ask('vote', 1))
+    peer.call('tpc_finish', 1)
+    tids = []
+    for other, vote in zip(others, votes, strict=True):
+        other.answer(vote)
+        tids.append(other.call('tpc_finish', 1))
+    assert tids == sorted(tids)
+
+
+def test_a_vote_during_a_pack_does_not_hold_up_its_client(
+        served: Served, peer: SessionPeer) -> None:
+    """The storage may let it wait until it is packed."""
+    with served.packing:
+        served.storage.gates['voting'].shut()
+        peer.begin(1, NEW)
+        vote = peer.ask('vote', 1)
+        served.storage.gates['voting'].wait_until_reached()
+        assert peer.call('ping') is None
+        served.storage.gates['voting'].open()
+        assert peer.answer(vote) == []
+
+
+# ---- votes that fail
+
+
+@pytest.mark.parametrize('error', [
+    ConflictError(oid=oid(1), serials=(tid(2), tid(1))), ValueError('as it happens'), OSError(5, 'disk'),
+    MemoryError(), SystemExit(1)], ids=lambda error: type(error).__name__)
+def test_a_vote_that_fails_ends_the_transaction_and_releases_the_lock(
+        served: Served, peer: SessionPeer, connect: Connect, error: BaseException,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def tpc_vote(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(served.storage, 'tpc_vote', tpc_vote)
+    peer.begin(1, NEW)
+    with pytest.raises((type(error), ServerException)):  # type: ignore[arg-type]
+        peer.call('vote', 1)
+    assert state(peer) is None and is_as_before(served)
+    assert served.storage.calls[-1] == 'tpc_abort'
+    assert peer.call('tpc_abort', 1) is None  # finds nothing
+    monkeypatch.undo()
+    peer.commit(oid(1), b'anew')
+    assert can_commit(served, connect)
+
+
+def test_a_vote_that_fails_after_it_waited_does_the_same(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = connect(served)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    other.begin(1, (oid(1), z64, b'at the same time'))
+    vote = other.ask('vote', 1)
+    peer.call('tpc_finish', 1)
+    with pytest.raises(ConflictError) as caught:
+        other.answer(vote)
+    assert caught.value.oid == oid(1)
+    assert caught.value.serials == (served.publisher.last_tid, z64)
+    assert state(other) is None and served.lock.holder is None
+    assert served.statistics.conflicts == 1
+
+
+def test_a_storage_that_cannot_even_abort_does_not_keep_the_lock(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(served.storage, 'tpc_abort', fail)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    peer.call('tpc_abort', 1)
+    assert served.lock.holder is None and state(peer) is None
+
+
+def test_the_wrong_transaction_is_refused_and_the_right_one_goes_on(
+        served: Served, peer: SessionPeer) -> None:
+    for id in (1, 2):
+        with pytest.raises(StorageTransactionError):
+            peer.call('vote', id)
+        with pytest.raises(StorageTransactionError):
+            peer.call('tpc_finish', id)
+        assert peer.call('tpc_abort', id) is None
+    peer.begin(1, NEW)
+    with pytest.raises(StorageTransactionError) as caught:
+        peer.call('vote', 2)
+    assert caught.value.args == (1, 2)
+    assert peer.call('tpc_abort', 2) is None
+    assert state(peer) is State.BEGUN
+    peer.call('vote', 1)
+    with pytest.raises(StorageTransactionError):
+        peer.call('tpc_finish', 2)
+    peer.call('tpc_finish', 1)
+    with pytest.raises(StorageTransactionError):
+        peer.call('tpc_finish', 1)
+    assert served.storage.load(oid(1))[0] == b'record'
+
+
+def test_a_finish_without_a_vote_is_refused_and_nothing_happens(
+        served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    with pytest.raises(StorageTransactionError):
+        peer.call('tpc_finish', 1)
+    assert served.storage.calls == []
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+
+
+def test_a_second_vote_does_no_harm_to_the_first(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    other.begin(1, NEW)
+    other.call('vote', 1)
+    peer.begin(1, (oid(2), z64, b'two'))
+    vote = peer.ask('vote', 1)
+    with pytest.raises(StorageTransactionError, match='already voting'):
+        peer.call('vote', 1)
+    other.call('tpc_finish', 1)
+    assert peer.answer(vote) == []
+    with pytest.raises(StorageTransactionError, match='already voting'):
+        peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+
+
+def test_a_repeated_begin_is_ignored_and_another_one_refused(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    peer.begin(1)
+    with pytest.raises(StorageTransactionError):
+        peer.call('tpc_begin', 2, b'', b'', {})
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+    assert served.storage.load(oid(1))[0] == b'record'
+
+
+@pytest.mark.parametrize('name, args', [
+    ('storea', (oid(1), z64, b'record')), ('checkCurrentSerialInTransaction', (oid(1), z64)),
+    ('deleteObject', (oid(1), z64)), ('undoa', (b'id',)), ('restorea', (oid(1), z64, b'record', None))])
+def test_data_for_a_transaction_that_is_not_in_progress_ends_the_connection(
+        served: Served, peer: SessionPeer, name: str, args: tuple[Any, ...]) -> None:
+    with pytest.raises(ProtocolError, match=name):
+        peer.tell(name, *args, 1)
+    peer.begin(1)
+    with pytest.raises(ProtocolError, match=name):
+        peer.tell(name, *args, 2)
+    with pytest.raises(StorageTransactionError):
+        peer.call(name, *args, 2)  # as a request: an answer
+
+
+def test_data_after_the_vote_is_refused(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    with pytest.raises(StorageTransactionError):
+        peer.call('storea', oid(2), z64, b'late', 1)
+    peer.call('tpc_finish', 1)
+    assert len(served.storage) == 1
+
+
+# ---- abort, in each state
+
+
+def test_an_abort_of_what_has_begun_forgets_it(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    assert peer.call('tpc_abort', 1) is None
+    assert served.storage.calls == [] and is_as_before(served)
+
+
+def test_an_abort_while_waiting_leaves_the_queue_and_the_vote_is_not_answered(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    other.begin(1, NEW)
+    other.call('vote', 1)
+    peer.begin(1, (oid(2), z64, b'two'))
+    vote = peer.ask('vote', 1)
+    assert peer.call('tpc_abort', 1) is None
+    assert served.lock.waiting == 0
+    other.call('tpc_finish', 1)
+    assert served.lock.holder is None
+    assert peer.call('ping') is None
+    assert not any(message[0] == vote for message in peer.told)
+    peer.commit(oid(3), b'anew')
+
+
+def test_an_abort_of_what_is_voted_aborts_and_releases(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    other.begin(1, (oid(2), z64, b'two'))
+    vote = other.ask('vote', 1)
+    peer.call('tpc_abort', 1)
+    assert other.answer(vote) == []
+    other.call('tpc_finish', 1)
+    assert [each for each, _, _ in records(served.storage)] == [oid(2)]
+
+
+def test_an_abort_while_voting_is_answered_when_the_vote_has_ended_and_the_vote_is_not(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    other.begin(1, NEW)
+    other.call('vote', 1)
+    peer.begin(1, (oid(2), z64, b'two'))
+    vote = peer.ask('vote', 1)
+    served.storage.gates['voting'].shut()
+    other.call('tpc_finish', 1)
+    served.storage.gates['voting'].wait_until_reached()
+    abort = peer.ask('tpc_abort', 1)
+    assert peer.call('ping') is None
+    assert not any(message[0] == abort for message in peer.told)
+    served.storage.gates['voting'].open()
+    assert peer.answer(abort) is None
+    assert served.lock.holder is None
+    assert not any(message[0] == vote for message in peer.told)
+    assert [each for each, _, _ in records(served.storage)] == [oid(1)]
+
+
+def test_an_abort_that_comes_just_when_a_vote_has_failed_is_answered(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer.begin(1, NEW)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    transaction.state = State.ENDED  # between two looks of the session at it
+    monkeypatch.setattr(peer.session, '_current', lambda: transaction)
+    assert peer.call('tpc_abort', 1) is None
+
+
+# ---- the connection ends: each row of the protocol's table
+
+
+def test_loss_before_register_is_nothing(served: Served, connect: Connect) -> None:
+    connect(served, register=False).close()
+    assert is_as_before(served) and served.publisher.subscribers == []
+
+
+def test_loss_when_idle_is_forgotten(served: Served, peer: SessionPeer) -> None:
+    assert served.status()['connections'] == 1
+    peer.close()
+    assert is_as_before(served) and served.status()['connections'] == 0
+
+
+def test_loss_of_what_has_begun_discards_it(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    for number in range(5):
+        peer.tell('storea', oid(number), z64, b'x' * 2**20, 1)
+    file = transaction._staging._file
+    assert file is not None
+    peer.close()
+    assert file.closed and served.storage.calls == [] and is_as_before(served)
+
+
+def test_loss_while_waiting_leaves_the_queue(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other, third = connect(served), connect(served)
+    other.begin(1, NEW)
+    other.call('vote', 1)
+    peer.begin(1, (oid(2), z64, b'two'))
+    peer.ask('vote', 1)
+    third.begin(1, (oid(3), z64, b'three'))
+    vote = third.ask('vote', 1)
+    peer.close()
+    other.call('tpc_finish', 1)
+    assert third.answer(vote) == []
+    third.call('tpc_finish', 1)
+    assert [each for each, _, _ in records(served.storage)] == [oid(1), oid(3)]
+
+
+def test_loss_while_voting_aborts_when_the_vote_has_ended(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    with served.packing:  # so that it votes on another thread
+        served.storage.gates['voting'].shut()
+        peer.begin(1, NEW)
+        peer.ask('vote', 1)
+        served.storage.gates['voting'].wait_until_reached()
+        peer.close()
+        assert served.lock.holder is not None
+        served.storage.gates['voting'].open()
+    until(lambda: is_as_before(served), 'the vote has ended')
+    assert served.storage.calls[-1] == 'tpc_abort'
+    assert can_commit(served, connect)
+
+
+def test_loss_of_what_is_voted_aborts_and_wakes_the_next(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    other.begin(1, (oid(2), z64, b'two'))
+    vote = other.ask('vote', 1)
+    peer.close()
+    assert served.storage.calls[:3] == ['tpc_begin', 'tpc_vote', 'tpc_abort']
+    assert other.answer(vote) == []
+    other.call('tpc_finish', 1)
+
+
+def test_loss_while_finishing_completes_it_with_all_announcements(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    served.storage.gates['finishing'].shut()
+    finish = in_thread(peer.ask, 'tpc_finish', 1)
+    served.storage.gates['finishing'].wait_until_reached()
+    peer.outbox.end()  # the connection is broken
+    assert peer.session._transaction is not None
+    peer.session._transaction.abandon()  # as by a client that asks for its fate
+    served.storage.gates['finishing'].open()
+    finish.result(PATIENCE)
+    assert 'tpc_abort' not in served.storage.calls
+    assert other.invalidations() == [(served.storage.lastTransaction(), [oid(1)])]
+    assert served.lock.holder is None
+
+
+# ---- time
+
+
+def test_a_transaction_that_takes_too_long_is_aborted_and_its_client_hung_up(
+        serve: Serve, connect: Connect) -> None:
+    """Other than in ZEO 6.2, where the lock stayed with the connection that was closed."""
+    served = serve(transaction_timeout=.05)
+    peer, other = connect(served), connect(served)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    other.begin(1, (oid(2), z64, b'two'))
+    vote = other.ask('vote', 1)
+    assert other.answer(vote) == []
+    other.call('tpc_finish', 1)
+    peer.wait_for_end()
+    assert peer.hung_up and not other.hung_up
+    assert [each for each, _, _ in records(served.storage)] == [oid(2)]
+
+
+def test_time_does_not_count_before_the_lock_is_taken(serve: Serve, connect: Connect) -> None:
+    served = serve(transaction_timeout=.05)
+    peer, other = connect(served), connect(served)
+    other.begin(1, NEW)
+    peer.begin(1, (oid(2), z64, b'two'))
+    peer.call('vote', 1)
+    peer.wait_for_end()  # more time than it was allowed has gone by
+    assert other.call('vote', 1) == []
+
+
+def test_a_finishing_transaction_is_never_timed_out(serve: Serve, connect: Connect) -> None:
+    served = serve(transaction_timeout=PATIENCE)
+    peer = connect(served)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    served.storage.gates['finishing'].shut()
+    finish = in_thread(peer.call, 'tpc_finish', 1)
+    served.storage.gates['finishing'].wait_until_reached()
+    assert peer.session._transaction is not None
+    peer.session._transaction.expired()
+    served.storage.gates['finishing'].open()
+    assert finish.result(PATIENCE) == served.storage.lastTransaction()
+    assert not peer.hung_up
+
+
+def test_time_that_was_up_a_moment_too_late_harms_nobody(served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+    transaction.expired()
+    assert not peer.hung_up
+
+
+def test_time_that_is_up_while_voting_ends_it_after_the_vote(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    with served.packing:
+        served.storage.gates['voting'].shut()
+        peer.begin(1, NEW)
+        peer.ask('vote', 1)
+        served.storage.gates['voting'].wait_until_reached()
+        assert peer.session._transaction is not None
+        peer.session._transaction.expired()
+        assert peer.hung_up
+        served.storage.gates['voting'].open()
+    until(lambda: is_as_before(served), 'the vote has ended')
+    assert can_commit(served, connect)
+
+
+@pytest.mark.parametrize('winner', ['finish', 'time'])
+def test_finish_and_time_claim_it_in_one_step_and_the_second_does_nothing(
+        served: Served, peer: SessionPeer, connect: Connect, winner: str) -> None:
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    gate = served.storage.gates['finishing' if winner == 'finish' else 'aborting']
+    gate.shut()
+    if winner == 'finish':
+        first, second = in_thread(peer.ask, 'tpc_finish', 1), transaction.expired
+    else:
+        def second() -> None:
+            with pytest.raises(StorageTransactionError):
+                transaction.finish(None)
+        first = in_thread(transaction.expired)
+    gate.wait_until_reached()
+    second()
+    gate.open()
+    first.result(PATIENCE)
+    ends = [call for call in served.storage.calls if call in ('tpc_finish', 'tpc_abort')]
+    assert ends == ['tpc_finish' if winner == 'finish' else 'tpc_abort']
+    assert served.lock.holder is None and can_commit(served, connect)
+
+
+# ---- a finish that fails
+
+
+def test_a_finish_that_fails_hangs_up_on_everybody_and_releases_the_lock(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    other = connect(served)
+    before = served.publisher.last_tid
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    served.storage.finish_error = OSError(5, 'when all was done')
+    with pytest.raises(EOFError):
+        peer.call('tpc_finish', 1)
+    other.wait_for_end()
+    assert other.invalidations() == []
+    served.storage.finish_error = None
+    assert served.lock.holder is None and served.statistics.active_txns == 0
+    late = connect(served)
+    assert late.registered == served.storage.lastTransaction() > before
+    assert late.call('getInvalidations', before) is None
+    assert can_commit(served, connect)
+
+
+def test_a_storage_that_does_not_tell_its_last_transaction_after_that_is_asked_again(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> bytes:
+        raise OSError(5, 'the disk is gone')
+
+    before = served.publisher.last_tid
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    served.storage.finish_error = OSError(5, 'when all was done')
+    monkeypatch.setattr(served.storage, 'lastTransaction', fail, raising=False)
+    with pytest.raises(EOFError):
+        peer.call('tpc_finish', 1)
+    with pytest.raises(ServerException):
+        connect(served)  # nobody may believe to be up to date
+    monkeypatch.undo()
+    late = connect(served)
+    assert late.registered == served.storage.lastTransaction() > before
+    assert late.call('getInvalidations', before) is None
+
+
+@pytest.mark.parametrize('method', ['__len__', 'getSize'])
+def test_a_storage_that_does_not_tell_its_size_commits_all_the_same(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch,
+        method: str) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(5, 'as it happens')
+
+    other = connect(served)
+    monkeypatch.setattr(GatedStorage, method, fail, raising=False)
+    finished = peer.commit(oid(1), b'record')
+    assert other.invalidations() == [(finished, [oid(1)])]
+    assert peer.notices('info') == []
+
+
+def test_an_announcement_that_fails_half_way_hangs_up_on_everybody(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = connect(served), connect(served)
+
+    def fail(*_: Any) -> bool:
+        raise MemoryError
+
+    monkeypatch.setattr(type(two.outbox), 'announce', fail)
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    with pytest.raises(EOFError):
+        peer.call('tpc_finish', 1)
+    for each in (one, two, peer):
+        each.wait_for_end()
+    monkeypatch.undo()
+    assert connect(served).registered == served.storage.lastTransaction()
+    assert can_commit(served, connect)
+
+
+# ---- what a storage may not have, and what would damage it
+
+
+def test_what_the_storage_cannot_do_is_an_error_that_says_so(served: Served, peer: SessionPeer) -> None:
+    for name, args in [('deleteObject', (oid(1), z64)), ('undoa', (b'id',)),
+                       ('restorea', (oid(1), tid(2), b'record', None))]:
+        peer.begin(1, tid=tid(2)) if name == 'restorea' else peer.begin(1)
+        peer.tell(name, *args, 1)
+        with pytest.raises(ServerException, match='Unsupported: the storage on the server has no'):
+            peer.call('vote', 1)
+    assert served.storage.calls.count('tpc_begin') == 2
+
+
+@pytest.mark.parametrize('chosen, why', [
+    (z64, 'not later'), (maxtid, 'no room'), (b'\xff' * 8, 'no room')])
+def test_a_chosen_tid_that_would_damage_the_storage_is_refused(
+        serve: Serve, connect: Connect, file_storage: Any, chosen: bytes, why: str) -> None:
+    served = serve(file_storage)
+    peer = connect(served)
+    last = peer.commit(oid(1), b'record')
+    for each in {chosen, last} if chosen == z64 else {chosen}:
+        peer.begin(1, (oid(2), z64, b'two'), tid=each)
+        with pytest.raises(ServerException, match=why):
+            peer.call('vote', 1)
+    assert file_storage.lastTransaction() == last
+    assert peer.commit(oid(3), b'three') > last
+
+
+def test_a_chosen_tid_is_the_transactions(serve: Serve, connect: Connect, file_storage: Any) -> None:
+    peer = connect(serve(file_storage))
+    chosen = p64(u64(peer.commit(oid(1), b'record')) + 1000)
+    peer.begin(1, tid=chosen, status='p')
+    peer.tell('restorea', oid(2), chosen, b'two', None, 1)
+    peer.tell('restorea', oid(3), chosen, None, None, 1)
+    peer.call('vote', 1)
+    assert peer.call('tpc_finish', 1) == chosen
+    assert peer.load(oid(2)) == (b'two', chosen, None)
+    assert [each.status for each in file_storage.iterator(chosen)] == ['p']
+
+
+@pytest.mark.parametrize('begin', [{}, {'tid': tid(7)}], ids=['no tid', 'another tid'])
+def test_a_revision_is_restored_only_under_the_tid_of_its_transaction(
+        serve: Serve, connect: Connect, file_storage: Any, begin: dict[str, bytes]) -> None:
+    peer = connect(serve(file_storage))
+    peer.begin(1, **begin)
+    peer.tell('restorea', oid(2), tid(8), b'two', None, 1)
+    with pytest.raises(ServerException, match='cannot be restored'):
+        peer.call('vote', 1)
+
+
+def test_restored_deleted_and_undone_objects_are_announced(
+        serve: Serve, connect: Connect, file_storage: Any) -> None:
+    """Other than in ZEO 6.2, where stale caches could remain."""
+    served = serve(file_storage)
+    peer, other = connect(served), connect(served)
+    first = peer.commit(oid(1), b'one')
+    second = peer.commit(oid(1), b'two', serial=first)
+    peer.begin(1)
+    peer.tell('undoa', peer.call('undoLog', 0, -1)[0]['id'], 1)
+    assert peer.call('vote', 1) == [oid(1)]
+    undone = peer.call('tpc_finish', 1)
+    peer.begin(1)
+    peer.tell('deleteObject', oid(1), undone, 1)
+    peer.call('vote', 1)
+    deleted = peer.call('tpc_finish', 1)
+    restored = p64(u64(deleted) + 1)
+    peer.begin(1, tid=restored)
+    peer.tell('restorea', oid(1), restored, b'three', None, 1)
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+    assert other.invalidations() == [
+        (each, [oid(1)]) for each in (first, second, undone, deleted, restored)]
+
+
+def test_an_undo_of_many_objects_is_reported_without_looking_for_each_among_all(
+        served: Served, peer: SessionPeer) -> None:
+    peer.begin(1)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    oids = list(map(oid, range(100_000)))
+    transaction._report(oids)
+    transaction._report([(oids[0], tid(1))])  # as older storages do
+    assert list(transaction._reported) == oids
+
+
+def test_a_check_that_is_not_current_fails_the_vote(serve: Serve, connect: Connect, file_storage: Any) -> None:
+    served = serve(file_storage)
+    peer = connect(served)
+    first = peer.commit(oid(1), b'one')
+    peer.begin(1, (oid(2), z64, b'two'))
+    peer.tell('checkCurrentSerialInTransaction', oid(1), first, 1)
+    peer.call('vote', 1)
+    second = peer.call('tpc_finish', 1)
+    peer.commit(oid(1), b'changed', serial=first)
+    peer.begin(1, (oid(2), second, b'three'))
+    peer.tell('checkCurrentSerialInTransaction', oid(1), first, 1)
+    with pytest.raises(ConflictError) as caught:
+        peer.call('vote', 1)
+    assert caught.value.oid == oid(1)
+
+
+# ---- no room
+
+
+def test_a_full_disk_is_reported_at_vote_and_the_connection_stays(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is staged is not answered: hanging up would be all that the client learns."""
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    peer.begin(1, NEW)
+    monkeypatch.setattr('zeo.server.staging.Staging.append', full)
+    peer.tell('storea', oid(2), z64, b'two', 1)
+    peer.tell('storea', oid(3), z64, b'three', 1)
+    monkeypatch.undo()
+    peer.tell('storea', oid(4), z64, b'four', 1)  # there is room again, but it is too late
+    with pytest.raises(ServerException, match='cannot stage the transaction: .*No space left'):
+        peer.call('vote', 1)
+    assert is_as_before(served) and served.storage.calls == []
+    peer.call('tpc_abort', 1)
+    peer.commit(oid(1), b'record')
+
+
+def test_nothing_else_that_goes_wrong_while_staging_is_forgiven(
+        served: Served, peer: SessionPeer) -> None:
+    peer.begin(1, NEW)
+    assert peer.session._transaction is not None
+    peer.session._transaction.fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(ProtocolError):
+        peer.tell('tpc_begin', 2, b'', b'', {})
+
+
+# ---- conflicts that the client resolves
+
+
+@pytest.fixture
+def resolving(serve: Serve, file_storage: Any) -> Served:
+    return serve(file_storage, client_conflict_resolution=True)
+
+
+def test_conflicts_are_sent_to_the_client_and_the_transaction_stays(
+        resolving: Served, connect: Connect) -> None:
+    peer, other = connect(resolving), connect(resolving)
+    first = peer.commit(oid(1), b'one')
+    second = other.commit(oid(1), b'two', serial=first)
+    peer.begin(1, (oid(1), first, b'mine'), (oid(2), z64, b'beside'))
+    assert peer.call('vote', 1) == [{'oid': oid(1), 'serials': (second, first), 'data': b'mine'}]
+    assert state(peer) is State.BEGUN and resolving.lock.holder is None
+    third = other.commit(oid(1), b'three', serial=second)  # and again somebody is faster
+    peer.tell('storea', oid(1), second, b'resolved', 1)
+    assert peer.call('vote', 1) == [{'oid': oid(1), 'serials': (third, second), 'data': b'resolved'}]
+    peer.tell('storea', oid(1), third, b'resolved again', 1)
+    assert peer.call('vote', 1) == []
+    finished = peer.call('tpc_finish', 1)
+    assert peer.load(oid(1)) == (b'resolved again', finished, None)
+    assert peer.load(oid(2)) == (b'beside', finished, None)
+    assert other.invalidations()[-1] == (finished, [oid(1), oid(2)])
+
+
+def test_a_transaction_with_conflicts_may_be_aborted_or_lost(resolving: Served, connect: Connect) -> None:
+    peer, other = connect(resolving), connect(resolving)
+    first = peer.commit(oid(1), b'one')
+    other.commit(oid(1), b'two', serial=first)
+    for end in (lambda: peer.call('tpc_abort', 1), peer.close):
+        peer.begin(1, (oid(1), first, b'mine'))
+        assert len(peer.call('vote', 1)) == 1
+        end()
+        assert resolving.lock.holder is None and resolving.statistics.active_txns == 0
+    assert can_commit(resolving, connect)
+
+
+def test_a_vote_that_does_not_wait_for_the_one_before_gets_an_answer_of_its_own(
+        resolving: Served, connect: Connect) -> None:
+    peer = connect(resolving)
+    first = peer.commit(oid(1), b'one')
+    second = peer.commit(oid(1), b'two', serial=first)
+    peer.begin(1, (oid(1), first, b'mine'))
+    transaction = peer.session._transaction
+    assert transaction is not None
+    release = resolving.lock.release
+
+    def and_again(holder: Any) -> None:
+        resolving.lock.release = release  # type: ignore[method-assign]
+        transaction._vote_answer = lambda *_, **__: pytest.fail('the answer of the next vote')
+        release(holder)
+
+    resolving.lock.release = and_again  # type: ignore[method-assign]
+    assert peer.call('vote', 1) == [{'oid': oid(1), 'serials': (second, first), 'data': b'mine'}]
+
+
+def test_a_record_in_a_conflict_is_not_looked_into(resolving: Served, connect: Connect) -> None:
+    """The error that ZODB makes of it would unpickle it to name its class."""
+    ran = threading.Event()
+    global effect
+    effect = ran.set
+    peer = connect(resolving)
+    record = b'\x80\x03N0ctests.server.test_transaction\neffect\n)R.' + b'N.'
+    first = peer.commit(oid(1), b'one')
+    peer.commit(oid(1), b'two', serial=first)
+    peer.begin(1, (oid(1), first, record))
+    [conflict] = peer.call('vote', 1)
+    assert conflict['data'] == record
+    assert not ran.is_set()
+
+
+effect: Callable[[], None]
+
+
+# ---- transactions whose tid the client wants to know
+
+
+def test_a_vote_may_tell_the_tid_and_settle_its_fate(
+        serve: Serve, connect: Connect, file_storage: Any) -> None:
+    served = serve(file_storage)
+    peer, asking = connect(served), connect(served)
+    peer.begin(1, NEW)
+    reported, told = peer.call('vote', 1, True)
+    assert reported == []
+    assert asking.call('settle', told, 1) is False  # aborted, so that this is final
+    with pytest.raises(StorageTransactionError):
+        peer.call('tpc_finish', 1)
+    peer.begin(2, NEW)
+    _, told = peer.call('vote', 2, True)
+    assert peer.call('tpc_finish', 2) == told
+    assert asking.call('settle', told, 2) is True
+    assert served.told == {}
+
+
+def test_settling_waits_for_a_finish_in_progress(
+        serve: Serve, connect: Connect, file_storage: Any) -> None:
+    storage = GatedStorage(file_storage)
+    served = serve(storage)
+    peer, asking = connect(served), connect(served)
+    peer.begin(1, NEW)
+    _, told = peer.call('vote', 1, True)
+    storage.gates['finished'].shut()
+    finish = in_thread(peer.call, 'tpc_finish', 1)
+    storage.gates['finished'].wait_until_reached()
+    settle = asking.ask('settle', told, 1)
+    assert asking.call('ping') is None
+    assert not any(message[0] == settle for message in asking.told)
+    storage.gates['finished'].open()
+    assert finish.result(PATIENCE) == told
+    assert asking.answer(settle) is True
+
+
+def test_the_metadata_of_a_transaction_reach_the_storage(
+        serve: Serve, connect: Connect, file_storage: Any) -> None:
+    peer = connect(serve(file_storage))
+    peer.tell('tpc_begin', 1, 'usér', b'descr\xc3\xaeption', {'key': ['value']})
+    peer.tell('storea', *NEW, 1)
+    peer.call('vote', 1)
+    peer.call('tpc_finish', 1)
+    [transaction] = list(file_storage.iterator())
+    assert transaction.user == 'usér'.encode()
+    assert transaction.description.decode() == 'descrîption'
+    assert transaction.extension == {'key': ['value']}
