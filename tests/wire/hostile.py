@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zeo.errors import ProtocolError
+from zeo.wire import makers
 from zeo.wire import messages
 from zeo.wire import pickles
 
@@ -49,8 +50,8 @@ NAMES = [
     ('pickle', 'loads'), ('_pickle', 'Unpickler'), ('marshal', 'loads'), ('ctypes', 'CDLL'),
     ('zodbpickle', 'binary'), ('zodbpickle', 'loads'), ('zodbpickle.pickle', 'loads'),
     ('zodbpickle', '__builtins__'), ('ZopeUndo.Prefix', 'Prefix'), ('ZopeUndo', 'Prefix'),
-    ('ZODB.POSException', 'POSKeyError'), ('ZODB.broken', 'find_global'),
-    ('zeo.wire.pickles', '_MAKERS'), ('zeo.wire.pickles', 'Prefix'), ('_codecs', 'encode'),
+    ('ZODB.POSException', 'POSKeyError'), ('ZODB.POSException', '_recon'), ('ZODB.POSException', 'UndoError'), ('ZODB.broken', 'find_global'),
+    ('zeo.wire.makers', 'MAKERS'), ('zeo.wire.makers', 'Prefix'), ('_codecs', 'encode'),
     ('_codecs', 'decode'), ('codecs', 'encode'), ('canary', 'sing'), ('canary', 'Bird'),
     ('never_imported', 'anything'), ('this', 's'), ('antigravity', 'geohash'), ('', ''),
     ('sys', 'modules'), ('__main__', 'CODE'), ('builtins', 'bool'), ('builtins', 'frozenset'),
@@ -189,7 +190,7 @@ def program(rnd: random.Random) -> bytes:
             pieces.append(b'2')
             stack.append('value')
         elif choice == 17:
-            maker = a_global(rnd, [name for name in NAMES if name in pickles._MAKERS])
+            maker = a_global(rnd, [name for name in NAMES if name in makers.MAKERS])
             arguments = b''.join(an_atom(rnd) for _ in range(rnd.randrange(4)))
             pieces.append(maker + b'(' + arguments + b't' + rnd.choice([b'R', b'R', b'\x81', b'R}b']))
             stack.append('value')
@@ -261,6 +262,8 @@ def attack(rnd: random.Random) -> bytes:
         b'\x82\x01', b'\x83\x01\x00', b'\x84\x01\x00\x00\x00', b'\x97', b'\x97\x98',
         rnd.choice([b'N', b'K\x01', b']', b'}']) + text('eval') + b'\x93',
         a_global(rnd, [('copyreg', '_reconstructor')]) + b'(' + called + called + an_atom(rnd) + b'tR',
+        a_global(rnd, [('ZODB.POSException', '_recon')]) + called + b'}' + text('_reason') + called + b's\x86R',
+        called + called + an_atom(rnd) + b'\x86R',
         b']' + called + b'aq\x00h\x00', b'}' + called + b'Ns', b'\x8f(' + called + b'\x90',
         called + b'\x85\x85', called + called + b'\x86R', called + called + b'R',
     ])
@@ -345,7 +348,7 @@ def frames(seed: int, largest: int) -> Callable[[], bytes]:
 # ---- the process that survives them ---------------------------------------------------
 
 PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset,
-         pickles.Prefix}
+         makers.Prefix}
 
 
 def strangers(value: Any) -> set[type]:

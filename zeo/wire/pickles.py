@@ -5,7 +5,7 @@ that must prove what it can do at most:
 
 - it consists of opcodes that make plain values: no persistent ids, no extension codes, no `INST`
   (nor `STRING`, which may emit warnings, and which nobody has written since Python 2);
-- it names no global outside a fixed table (`_MAKERS`), and the names stand for functions that make
+- it names no global outside a fixed table (`MAKERS`), and the names stand for functions that make
   plain values and can neither be altered nor be part of the result;
 - nothing is nested deeper than `DEPTH` (hashing a deep tuple recurses on the C stack);
 - containers are referred to again at most `SHARED` times (sharing is how a small pickle describes an
@@ -36,6 +36,9 @@ from struct import error as StructError
 from typing import Any
 
 from zeo.errors import ProtocolError
+from zeo.wire.makers import KEYS
+from zeo.wire.makers import MAKERS
+from zeo.wire.makers import Prefix
 
 #: What ZEO writes; any protocol is read.
 PICKLE_PROTOCOL = 3
@@ -45,9 +48,6 @@ DEPTH = 50
 
 #: How often a pickle may refer to containers it has already described.
 SHARED = 4
-
-#: How many keys of dictionaries and elements of sets may be something other than text or bytes.
-KEYS = 500
 
 #: How many bytes, or digits as text, a number may have.
 NUMBER = 1000
@@ -178,7 +178,7 @@ def _is_simple(data: bytes | bytearray) -> bool:
 _TEXT = 0  # text or bytes
 _ATOM = 1  # a number, None, ...
 _RECIPE = 1000  # the arguments of `copyreg._reconstructor`, or of ZODB's for errors
-_MAKER = 1001  # one of `_MAKERS`
+_MAKER = 1001  # one of `MAKERS`
 
 
 def _sizes(sizes: dict[str, int]) -> bytes:
@@ -378,7 +378,7 @@ class _Walk:
 
     def name(self) -> None:
         name = self.line(100).decode(), self.line(100).decode()
-        if name not in _MAKERS:
+        if name not in MAKERS:
             raise ProtocolError('a message that names %.100r.%.100r' % name)
         self.push_maker()
 
@@ -444,14 +444,14 @@ for _name, _step in {
 # ---- the globals -------------------------------------------------------------------
 
 class _PlainUnpickler(pickle.Unpickler):
-    """An unpickler that knows the names in `_MAKERS` and nothing else."""
+    """An unpickler that knows the names in `MAKERS` and nothing else."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         super().__init__(io.BytesIO(data))
         self.budget = len(data)  # what makers may copy: as much as was sent
 
     def find_class(self, module: str, name: str) -> Any:
-        make = _MAKERS.get((module, name))
+        make = MAKERS.get((module, name))
         if make is None:
             raise ProtocolError('a message that names %.100r.%.100r' % (module, name))
         return make if make is Prefix else _Maker(self, make)
@@ -473,139 +473,3 @@ class _Maker:
         if self.unpickler.budget < 0:
             raise ProtocolError('a message that copies its own parts too often')
         return self.make(*args)
-
-
-def _sequence(kind: Callable[..., Any]) -> Callable[..., Any]:
-    def make(items: Any = ()) -> Any:
-        if not isinstance(items, (list, tuple, set, frozenset, dict)):
-            raise ProtocolError('a message that makes a container from something else')
-        return kind(items)
-    return make
-
-
-def _with_keys(kind: Callable[..., Any]) -> Callable[..., Any]:
-    make_any = _sequence(kind)
-
-    def make(items: Any = ()) -> Any:
-        if len(items) > KEYS and not all(isinstance(item, (bytes, str)) for item in items):
-            raise ProtocolError(f'a message with more than {KEYS} unusual keys')
-        return make_any(items)
-    return make
-
-
-def _bytes_like(kind: Callable[..., Any]) -> Callable[..., Any]:
-    def make(content: Any = b'', encoding: str | None = None) -> Any:
-        if encoding is not None:
-            content = _encode(content, encoding)
-        if not isinstance(content, (bytes, bytearray, list, tuple)):
-            raise ProtocolError('a message that makes bytes from something else')
-        return kind(content)
-    return make
-
-
-def _encode(text: Any, encoding: Any = 'latin1') -> bytes:
-    """`_codecs.encode`, which protocols 0 to 2 use for bytes."""
-    if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-        raise ProtocolError('a message that encodes text in an unusual way')
-    return text.encode('latin-1')
-
-
-def _number(kind: Callable[..., Any]) -> Callable[..., Any]:
-    def make(*args: Any) -> Any:
-        if not all(isinstance(arg, (int, float)) for arg in args):
-            raise ProtocolError('a message that makes a number from something else')
-        return kind(*args)
-    return make
-
-
-def _text(content: Any = '') -> str:
-    if not isinstance(content, str):
-        raise ProtocolError('a message that makes text from something else')
-    return content
-
-
-def _object() -> Any:
-    raise ProtocolError('a message that makes an object without properties')
-
-
-def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
-    """`copyreg._reconstructor`, which protocols 0 and 1 use for instances of classes."""
-    if kind is not Prefix:
-        raise ProtocolError('a message that makes an unknown kind of object')
-    return Prefix()
-
-
-def _undo_error() -> Any:
-    raise ProtocolError('a message that makes an error without a reason')
-
-
-def _error_text(kind: Any, state: Any) -> Any:
-    """What an error says that stands within another: stock servers send ZODB's undo errors so."""
-    reason = state.get('_reason') if isinstance(state, dict) else None
-    if not isinstance(reason, str):
-        raise ProtocolError('a message that makes an error without a reason')
-    return reason
-
-
-class Prefix:
-    """Equal to any path that begins with the same names: `ZopeUndo.Prefix.Prefix`.
-
-    Zope asks with it for the transactions of one folder.  It compares with the user name of a
-    transaction, which there consists of the path of the user folder, a space and the name.
-    """
-
-    __slots__ = ('path',)
-    __hash__ = None  # type: ignore[assignment]
-
-    path: list[str]
-
-    def __new__(cls, path: str = '') -> 'Prefix':
-        self = super().__new__(cls)
-        self.path = path.split('/')
-        return self
-
-    def __reduce__(self) -> Any:
-        raise TypeError('an undo prefix is for asking, not for storing')
-
-    def __setstate__(self, state: Any) -> None:
-        path = state.get('path') if isinstance(state, dict) else None
-        if not isinstance(path, list) or not all(isinstance(name, str) for name in path):
-            raise ProtocolError('an undo prefix without its path')
-        self.path = path
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, bytes):
-            other = other.decode('utf-8', 'replace')
-        if not isinstance(other, str):
-            return NotImplemented
-        path = other.split('/')
-        if ' ' in path[-1]:
-            path[-1] = path[-1].rpartition(' ')[0]
-        return path[:len(self.path)] == self.path
-
-
-_MAKERS: dict[tuple[str, str], Any] = {
-    ('zodbpickle', 'binary'): _bytes_like(bytes),
-    ('copyreg', '_reconstructor'): _reconstruct,
-    ('copy_reg', '_reconstructor'): _reconstruct,
-    ('_codecs', 'encode'): _encode,
-    ('ZopeUndo.Prefix', 'Prefix'): Prefix,
-    ('ZODB.POSException', '_recon'): _error_text,
-    ('ZODB.POSException', 'UndoError'): _undo_error,
-}
-for _builtins in ('builtins', '__builtin__'):
-    _MAKERS.update({
-        (_builtins, 'dict'): _with_keys(dict),
-        (_builtins, 'set'): _with_keys(set),
-        (_builtins, 'frozenset'): _with_keys(frozenset),
-        (_builtins, 'list'): _sequence(list),
-        (_builtins, 'tuple'): _sequence(tuple),
-        (_builtins, 'bytes'): _bytes_like(bytes),
-        (_builtins, 'bytearray'): _bytes_like(bytearray),
-        (_builtins, 'str'): _text,
-        (_builtins, 'int'): _number(int),
-        (_builtins, 'float'): _number(float),
-        (_builtins, 'complex'): _number(complex),
-        (_builtins, 'bool'): _number(bool),
-        (_builtins, 'object'): _object,
-    })
