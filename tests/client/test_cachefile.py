@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from zeo.client.cache import Cache, open_cache
 from zeo.client.cachefile import COLLECTED, Log, claim, pack, unpack
 
 STORAGE = b'one storage'.ljust(16)
-TINY = 64 + 4 * 512     # bytes: four segments of the shortest kind
+TINY = 64 + 4 * 512     # bytes: four segments of the shortest kind, and no room for a summary
 
 
 @pytest.fixture
@@ -47,8 +48,8 @@ def write(log: Log, *numbers: int, body: bytes = bytes(100)) -> None:
         log.append(b'%04d' % number, 0, content)
 
 
-def opened(path: Path, size: int = TINY) -> Log:
-    return Log(claim(str(path)), size, STORAGE)
+def opened(path: Path, size: int = TINY, storage: bytes = STORAGE) -> Log:
+    return Log(claim(str(path)), size, storage)
 
 
 # The log
@@ -226,6 +227,53 @@ def test_a_file_that_cannot_be_used_starts_empty_with_one_line_in_the_log(
         cache.close()
 
 
+@pytest.mark.parametrize('former', [SMALL, SMALL + 1024])
+def test_an_older_summary_is_not_believed(path: Path, former: int) -> None:
+    """One written when the cache had another size may still lie there."""
+    a, b = p64(1), p64(2)
+    cache = open_cache(str(path), former)
+    cache.store(a, p64(10), None, b'one')
+    cache.close()
+    for size in 2 * SMALL - former + 1024, former:
+        cache = open_cache(str(path), size)
+        if cache.load(a):
+            cache.invalidate(p64(20), [a])
+            cache.set_last_tid(p64(20))
+        assert cache.load(a) is None and cache.last_tid == p64(20)
+        cache.store(b, p64(20), None, b'two')
+        cache.close()
+
+
+def test_what_was_used_is_known_after_a_restart(path: Path) -> None:
+    size = 1 << 18
+    used, unused = range(100), range(100, 200)
+    cache = open_cache(str(path), size)
+    for oid in (*used, *unused):
+        cache.store(p64(oid), p64(1), None, bytes(500))
+    for oid in used:
+        cache.load(p64(oid))
+    cache.close()
+    cache = open_cache(str(path), size)
+    for oid in range(1000, 1000 + size // 500):
+        cache.store(p64(oid), p64(1), None, bytes(500))
+    kept = [sum(cache.load(p64(oid)) is not None for oid in oids) for oids in (used, unused)]
+    cache.close()
+    assert kept[0] > 90 and kept[1] == 0
+
+
+def test_after_a_kill_nothing_damaged_is_listed(path: Path) -> None:
+    cache = open_cache(str(path), SMALL)
+    cache.store(p64(1), p64(10), None, b'first record')
+    cache.store(p64(2), p64(10), None, b'second record')
+    cache.flush()
+    cache.abandon()
+    path.write_bytes(path.read_bytes().replace(b'first', b'FIRST'))
+    for _ in range(2):
+        cache = open_cache(str(path), SMALL)
+        assert list(cache.contents()) == [(p64(2), p64(10), None)]
+        cache.close()
+
+
 def test_a_damaged_magic_is_not_taken_for_somebody_elses_file(tmp_path: Path) -> None:
     path = tmp_path / 'without the usual ending'
     open_cache(str(path), SMALL, strict=True).close()
@@ -270,27 +318,34 @@ def history(cache: Cache, truth: Truth) -> list[bytes]:
     return last_tids
 
 
-@pytest.fixture(scope='module', params=['clean', 'killed'])
-def damageable(request: pytest.FixtureRequest) -> Iterator[tuple[Path, bytes, Truth, list[bytes], int]]:
-    """A small cache file, closed or not: path, bytes, truth, the last tids it had, number of revisions."""
+@pytest.fixture(scope='module', params=['killed', 'clean', 'clean with summary'])
+def damageable(request: pytest.FixtureRequest) -> Iterator[tuple[Path, bytes, Truth, list[bytes], int, int]]:
+    """A small cache file, closed or not: path, bytes, truth, the last tids it had, revisions, size."""
     truth = Truth()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, 'x.zec')
-        cache = open_cache(str(path), TINY)
+        size = TINY + 600 * ('summary' in request.param)
+        cache = open_cache(str(path), size)
         last_tids = history(cache, truth)
         cache.flush()
         data = path.read_bytes()
         number = len(cache)
         cache.close()
-        if request.param == 'clean':
+        if 'clean' in request.param:
             data = path.read_bytes()
         assert number > 8 and len(data) > TINY * 0.8
-        yield path, data, truth, last_tids, number
+        # Without a damaged summary there is no reason to replay.
+        path.write_bytes(data)
+        log = opened(path, size, blake2b(b'1', digest_size=16).digest())
+        assert (log.resume(), log.recall() is not None) == (
+            'clean' in request.param, 'summary' in request.param)
+        log.close()
+        yield path, data, truth, last_tids, number, size
 
 
-def judge(path: Path, truth: Truth, last_tids: list[bytes], use: bool = True) -> int:
+def judge(path: Path, truth: Truth, last_tids: list[bytes], use: bool = True, size: int = TINY) -> int:
     """Open the file; nothing it says is wrong, now and when it is used; gives the number of revisions."""
-    cache = open_cache(str(path), TINY)
+    cache = open_cache(str(path), size)
     try:
         assert cache.last_tid in last_tids
         number = len(cache)
@@ -304,49 +359,49 @@ def judge(path: Path, truth: Truth, last_tids: list[bytes], use: bool = True) ->
         known = knowledge(cache)
     finally:
         cache.close()
-    cache = open_cache(str(path), TINY)
+    cache = open_cache(str(path), size)
     assert knowledge(cache) == known
     cache.close()
     return number
 
 
 def test_the_undamaged_file_keeps_everything(damageable: Any) -> None:
-    path, data, truth, last_tids, number = damageable
+    path, data, truth, last_tids, number, size = damageable
     path.write_bytes(data)
-    assert judge(path, truth, last_tids) == number
+    assert judge(path, truth, last_tids, size=size) == number
 
 
 def test_no_flipped_bit_makes_it_say_anything_wrong(damageable: Any, caplog: Any) -> None:
-    path, data, truth, last_tids, number = damageable
+    path, data, truth, last_tids, number, size = damageable
     caplog.set_level(logging.CRITICAL)
     kept = 0
     for position in range(len(data)):
-        for bit in range(8) if position < 200 else [position % 8]:
+        for bit in range(8) if position < 200 or position > 64 + 4 * 512 else [position % 8]:
             damaged = bytearray(data)
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
-            found = judge(path, truth, last_tids, use=position % 8 == 0)
+            found = judge(path, truth, last_tids, use=position % 8 == 0, size=size)
             kept += found if position >= 64 else 0      # nothing can be kept without the header
     # And damage costs no more than what it hits, and what may have been ended by it.
     assert kept > number * (len(data) - 64) * 0.4
 
 
 def test_no_lost_block_makes_it_say_anything_wrong(damageable: Any, caplog: Any) -> None:
-    path, data, truth, last_tids, number = damageable
+    path, data, truth, last_tids, number, size = damageable
     caplog.set_level(logging.CRITICAL)
     for length in 16, 100, 512:
         for position in range(0, len(data), max(16, length // 2)):
             for filling in bytes(length), b'\xff' * length, data[:length], data[64:64 + length], data[-length:]:
                 path.write_bytes(data[:position] + filling + data[position + length:])
-                judge(path, truth, last_tids, use=length == 100)
+                judge(path, truth, last_tids, use=length == 100, size=size)
 
 
 def test_no_truncation_makes_it_say_anything_wrong(damageable: Any, caplog: Any) -> None:
-    path, data, truth, last_tids, number = damageable
+    path, data, truth, last_tids, number, size = damageable
     caplog.set_level(logging.CRITICAL)
     for length in range(0, len(data), 3):
         path.write_bytes(data[:length])
-        judge(path, truth, last_tids, use=length % 8 == 0)
+        judge(path, truth, last_tids, use=length % 8 == 0, size=size)
 
 
 def test_no_moment_at_which_it_is_killed_makes_it_say_anything_wrong(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:

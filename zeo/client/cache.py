@@ -475,7 +475,11 @@ class Cache:
         try:
             if not log.empty:
                 clean = log.resume()
-                self._replay(verify=not clean)
+                summary = log.recall() if clean else None
+                if summary is None:
+                    self._replay(verify=not clean)
+                else:
+                    self._recall(summary)
                 logger.info('Cache %s%s: %d revisions, valid up to tid %s', self.name,
                             '' if clean else ' was not closed', len(self._index), self.last_tid.hex())
                 return
@@ -483,6 +487,24 @@ class Cache:
             logger.warning('Cache %s starts empty: %s', self.name, error)
         self.last_tid = z64
         self._start_over()
+
+    def _summary(self) -> bytes:
+        return b''.join([self.last_tid, self._used, self._index.pack()])
+
+    def _recall(self, summary: bytes) -> None:
+        """Know what `_summary` knew."""
+        end = 8 + len(self._used)
+        self.last_tid, self._used = summary[:8], bytearray(summary[8:end])
+        self._index = Index.unpack(summary[end:])
+        self._continue()
+
+    def _continue(self) -> None:
+        """Begin to write to a file that was read."""
+        self._resting = 0
+        self._log.mark(clean=False)
+        content = pack(os.urandom(8), z64, b'')
+        if self._log.fits(content):
+            self._log.append(RESUME, OPEN, content)
 
     def _replay(self, verify: bool) -> None:
         """Repeat what the log says was learned; `verify`: look at the bodies of revisions, too."""
@@ -502,11 +524,7 @@ class Cache:
                 else:
                     self._repeat(tag, oid, start, unpack(log.content(place, image)))
         self.last_tid = p64(last)
-        self._resting = 0
-        log.mark(clean=False)
-        content = pack(os.urandom(8), z64, b'')
-        if log.fits(content):
-            log.append(RESUME, OPEN, content)
+        self._continue()
         # Only now: had they been left out, what they took the place of would be back.
         for oid, start in damaged:
             self._damaged(oid, start)
@@ -543,12 +561,13 @@ class Cache:
                         self._close()
 
     def _close(self) -> None:
-        self._index = Index()
-        self._aside, self._aside_size = {}, 0
         try:
-            self._log.close(clean=not self._resting)
+            self._log.close(None if self._resting or self.path is None else self._summary())
         except OSError as error:
             logger.warning('Cache %s: %s; what it learned last is lost', self.name, error)
+        finally:
+            self._index = Index()
+            self._aside, self._aside_size = {}, 0
 
     def abandon(self) -> None:
         """In a forked child: forget everything; the parent's file and its lock stay the parent's."""

@@ -6,8 +6,8 @@ Layout
 The file starts with 64 bytes of *header*: the magic ``zeocache``, the format's version (1 byte), 1 if
 the file was closed cleanly, else 0 (1 byte), two bytes unused, the length of a segment (4 bytes), the
 *epoch* (8 random bytes, new each time the log starts over), a digest of the storage's name (16
-bytes), the identity of the server (16 bytes, zeros if unknown), a checksum of all that (4 bytes),
-and 4 bytes unused.
+bytes), the identity of the server (16 bytes, zeros if unknown), the checksum of the summary (4
+bytes, zeros if there is none), and a checksum of all that (4 bytes).
 
 Segments of equal length follow.  A segment that was ever used starts with 32 bytes: the magic
 again, its number (8 bytes, one more than that of the segment begun before it), the cache's last tid
@@ -19,8 +19,13 @@ start and body mean is up to the tag.  From the oid on it is the *content*, by w
 proves that it is this body of that oid and start.
 
 Other numbers are big-endian, all checksums CRC-32.  Those of segments and heads form a chain: a
-segment's starts from the epoch, a head's from the one before it.  So what an earlier round of the ring, an earlier epoch,
-or a tail cut off by a crash left behind never reads as part of the log.
+segment's starts from the epoch, a head's from the one before it.  So what an earlier round of the
+ring, an earlier epoch, or a tail cut off by a crash left behind never reads as part of the log.
+
+The last sixteenth of the file is for the *summary*: its length (8 bytes), where the log ends (see
+`SUMMARY`), the segments in use (start and length, 8 bytes each), and then what the log's owner wants
+to remember.  It is written when the file is closed, if there is room for it, and believed if the
+header has its checksum; it spares the replay, and says nothing that a replay would not.
 
 Why a log
 ---------
@@ -50,12 +55,15 @@ __all__ = ['FRONT_SIZE', 'SIZE_BITS', 'Log', 'Record', 'Unusable', 'claim', 'pac
 MAGIC = b'zeocache'
 VERSION = 1
 
-HEADER = Struct('>8s B B 2x I 8s 16s 16s')      # then the checksum
-SEGMENT = Struct('>8s Q Q I')                  # then the checksum
+HEADER = Struct('>8s B B 2x I 8s 16s 16s I')    # then the checksum
+SEGMENT = Struct('>8s Q Q I')                   # then the checksum
 CHECK = Struct('>I')
 HEAD = Struct('>I 4s I Q Q Q')                  # starting with its own checksum
 FRONT = Struct('>4s I Q')                       # what is neither the checksum nor the content's
 CONTENT_CHECK = Struct('<I')
+SUMMARY = Struct('>Q Q Q Q I I')                # the file's maximum length; number, start and position of the open segment,
+                                                # last checksum, number of other segments
+CLOSED = Struct('>Q Q')                         # start and used length of a segment
 
 FIRST = 64                                      # where the first segment starts
 SEGMENT_SIZE = SEGMENT.size + CHECK.size
@@ -63,7 +71,7 @@ FRONT_SIZE = CHECK.size + FRONT.size            # a record without the content
 NAME_SIZE = 8 + 8                               # oid and start
 PROOF_SIZE = NAME_SIZE + CONTENT_CHECK.size     # content without the body
 
-assert HEADER.size + CHECK.size + 4 == FIRST
+assert HEADER.size + CHECK.size == FIRST
 assert SEGMENT_SIZE == 32 and FRONT_SIZE + NAME_SIZE == HEAD.size == 36
 
 #: The CRC-32 of anything that ends with its own CRC-32, least significant byte first.
@@ -158,8 +166,9 @@ class Log:
         self._size = size
         self.storage = storage
         self.server = bytes(16)
-        self.segment: int = max(SHORTEST, min((size - FIRST) // SEGMENTS, LONGEST))
+        self.segment: int = max(SHORTEST, min(self._ring() // SEGMENTS, LONGEST))
         self._epoch = bytes(8)
+        self._summary_check = 0
         #: The segments in use but the open one, oldest first: where they start, how much is used.
         self._closed: deque[tuple[int, int]] = deque()
         self._free: list[int] = []
@@ -174,8 +183,15 @@ class Log:
         self._written = 0
         self.pending: dict[int, bytes] = {}
 
+    def _ring(self) -> int:
+        return self._size - FIRST - self._size // SEGMENTS
+
     def _slots(self) -> int:
-        return max(FEWEST, (self._size - FIRST) // self.segment)
+        return max(FEWEST, self._ring() // self.segment)
+
+    def _starts(self) -> list[int]:
+        """Where segments may be, the first one last."""
+        return [FIRST + slot * self.segment for slot in reversed(range(self._slots()))]
 
     @property
     def room(self) -> int:
@@ -196,24 +212,56 @@ class Log:
 
     def start_over(self, last_tid: int) -> None:
         """Begin an empty log."""
-        self._epoch = os.urandom(8)
+        self._epoch, self._summary_check = os.urandom(8), 0
         self._chunks, self.pending = [], {}
         os.ftruncate(self._fd, 0)
         self.mark(clean=False)
         self._closed.clear()
-        self._free = [FIRST + slot * self.segment for slot in reversed(range(self._slots()))]
+        self._free = self._starts()
         self._number = self._start = self._position = 0
         self.begin(last_tid)
 
-    def close(self, clean: bool) -> None:
-        """Close the file; `clean` if the log is whole and this process was the one to write it."""
+    def close(self, summary: bytes | None = None) -> None:
+        """Close the file: cleanly, and with a `summary` for who opens it next, unless that is None."""
         try:
-            if clean:
+            if summary is not None:
                 self.flush()
+                self._summary_check = self._summarize(summary)
                 self.mark(clean=True)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)      # a child may have inherited it
             self._file.close()
+
+    def _summarize(self, summary: bytes) -> int:
+        """Write the summary, if there is room for it; gives its checksum."""
+        data = b''.join([SUMMARY.pack(self.extent, self._number, self._start, self._position, self._check,
+                                      len(self._closed)),
+                         *(CLOSED.pack(*segment) for segment in self._closed), summary])
+        data = len(data).to_bytes(8) + data
+        offset = FIRST + self._slots() * self.segment
+        if offset + len(data) > self.extent:
+            return 0
+        self._write(data, offset)
+        return zlib.crc32(data)
+
+    def recall(self) -> bytes | None:
+        """The summary, if there is a sound one; then the log can be continued, and need not be replayed."""
+        offset = FIRST + self._slots() * self.segment
+        data = os.pread(self._fd, self.extent - offset, offset)
+        data = data[:8 + int.from_bytes(data[:8])]
+        expected, self._summary_check = self._summary_check, 0
+        if not expected or zlib.crc32(data) != expected:
+            return None
+        extent, number, start, position, check, closed = SUMMARY.unpack_from(data, 8)
+        if extent != self.extent:
+            return None
+        self._number, self._start, self._position, self._check = number, start, position, check
+        self._written = self._position
+        end = 8 + SUMMARY.size + closed * CLOSED.size
+        self._closed = deque(CLOSED.iter_unpack(data[8 + SUMMARY.size:end]))
+        used = {self._start, *(start for start, _ in self._closed)}
+        self._free = [start for start in self._starts() if start not in used]
+        return data[end:]
 
     def abandon(self) -> None:
         """Close this process' copy of the file, which stays another one's to write and to lock."""
@@ -221,7 +269,8 @@ class Log:
 
     def mark(self, clean: bool) -> None:
         """Write the header; `clean` says that nothing will be appended."""
-        header = HEADER.pack(MAGIC, VERSION, clean, self.segment, self._epoch, self.storage, self.server)
+        header = HEADER.pack(MAGIC, VERSION, clean, self.segment, self._epoch, self.storage, self.server,
+                             self._summary_check)
         self._write(header + CHECK.pack(zlib.crc32(header)), 0)
 
     # Appending
@@ -303,12 +352,12 @@ class Log:
             raise Unusable(f'its format is version {header[len(MAGIC)]}, not {VERSION}')
         if CHECK.unpack(check) != (zlib.crc32(header),):
             raise Unusable('its header is damaged')
-        _, _, clean, segment, epoch, storage, server = HEADER.unpack(header)
+        _, _, clean, segment, epoch, storage, server, summary_check = HEADER.unpack(header)
         if storage != self.storage:
             raise Unusable('it belongs to another storage')
-        if not self.segment // 4 <= segment <= max(self.segment, (self._size - FIRST) // FEWEST):
+        if not self.segment // 4 <= segment <= max(self.segment, self._ring() // FEWEST):
             raise Unusable('it was made for another size')
-        self.segment, self._epoch, self.server = segment, epoch, server
+        self.segment, self._epoch, self.server, self._summary_check = segment, epoch, server, summary_check
         os.ftruncate(self._fd, min(os.fstat(self._fd).st_size, self.extent))
         return bool(clean)
 
@@ -319,8 +368,7 @@ class Log:
         records; its bytes.  The first segment has no gap before it, because nothing does.
         """
         headers = {}
-        for slot in reversed(range(self._slots())):
-            position = FIRST + slot * self.segment
+        for position in self._starts():
             header = self._segment_header(os.pread(self._fd, SEGMENT_SIZE, position))
             if header is None:
                 self._free.append(position)
@@ -329,6 +377,7 @@ class Log:
                 headers[number] = position, last_tid, before
         if not headers:
             raise Unusable('nothing in it can be read')
+        self._summary_check = self._start = 0
         for number in sorted(headers):
             position, last_tid, before = headers[number]
             gap = False

@@ -15,6 +15,8 @@ Oids, tids and places (whatever the owner of the index makes of them) are unsign
 here, so that they can be kept in BTrees: 30 bytes for two of them, where a `dict` needs 180.
 """
 
+import sys
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -207,6 +209,35 @@ class Index:
         self.current = Table()
         self.suspect = Table()
 
+    # In one piece
+
+    def pack(self) -> bytes:
+        """All of it as bytes: columns of numbers, each after its length; then the rows."""
+        rows = list(self.historic.values())
+        return b''.join([
+            _packed(self.current.starts.keys()), _packed(self.current.starts.values()),
+            _packed(self.current.places.values()), _packed(self.suspect.starts.keys()),
+            _packed(self.suspect.starts.values()), _packed(self.suspect.places.values()),
+            _packed(self.historic.keys()), _packed(map(len, rows)), *rows])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> 'Index':
+        """What was packed."""
+        columns, at = [], 0
+        for _ in range(8):
+            end = at + 8 + 8 * int.from_bytes(data[at:at + 8])
+            columns.append(_unpacked(data[at + 8:end]))
+            at = end
+        index = cls()
+        index.current.starts.update(list(zip(columns[0], columns[1])))
+        index.current.places.update(list(zip(columns[0], columns[2])))
+        index.suspect.starts.update(list(zip(columns[3], columns[4])))
+        index.suspect.places.update(list(zip(columns[3], columns[5])))
+        for oid, length in zip(columns[6], columns[7]):
+            index.historic[oid] = data[at:at + length]
+            at += length
+        return index
+
     def ended(self) -> Iterator[tuple[int, int, int]]:
         """Oid, start and end of all historic revisions."""
         for oid, rows in self.historic.items():
@@ -224,3 +255,17 @@ def _end(rows: bytes, position: int) -> int:
     """The end of the revision before that position."""
     end: int = ROW.unpack_from(rows, position - ROW.size)[1]
     return end
+
+
+def _packed(numbers: Iterable[int]) -> bytes:
+    column = array('Q', numbers)
+    if sys.byteorder == 'little':
+        column.byteswap()
+    return len(column).to_bytes(8) + column.tobytes()
+
+
+def _unpacked(data: bytes) -> 'array[int]':
+    column = array('Q', data)
+    if sys.byteorder == 'little':
+        column.byteswap()
+    return column
