@@ -344,6 +344,8 @@ def test_closing_while_it_looks_for_a_server(client: MakeClient, host: Host, cal
     waiting = calls.start(one.supervisor.wait)
     peer = host.accept()  # and never greet
     one.supervisor.close()
+    assert one.supervisor._thread is not None
+    assert not one.supervisor._thread.is_alive()
     with pytest.raises(ClientDisconnected, match='closed'):
         waiting()
     assert peer.at_end()
