@@ -22,6 +22,7 @@ from zeo.errors import ProtocolError
 from zeo.wire import makers
 from zeo.wire import messages
 from zeo.wire import pickles
+from zeo.wire.framing import Frame
 
 OPCODES = {opcode.name: opcode for opcode in pickletools.opcodes}
 CODE = {name: opcode.code.encode('latin-1') for name, opcode in OPCODES.items()}
@@ -73,7 +74,8 @@ def text(value: str) -> bytes:
 
 
 def integer(value: int) -> bytes:
-    return pickle.dumps(value, 2)[2:-1]
+    data: bytes = pickle.dumps(value, 2)
+    return data[2:-1]
 
 
 def a_global(rnd: random.Random, names: list[tuple[str, str]] = NAMES) -> bytes:
@@ -129,7 +131,7 @@ def an_argument(rnd: random.Random, opcode: pickletools.OpcodeInfo) -> bytes:
              pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}[size]
     count = rnd.choice([0, 1, 2, 8])
     told = count if rnd.random() < 0.9 else rnd.choice([2**7, 2**8 - 1, 2**31, 2**32 - 1, 2**60, 2**64 - 1])
-    return (told % 256**width).to_bytes(width, 'little') + bytes(count)
+    return (told % (1 << 8 * width)).to_bytes(width, 'little') + bytes(count)
 
 
 def soup(rnd: random.Random) -> bytes:
@@ -207,7 +209,7 @@ def program(rnd: random.Random) -> bytes:
 
 def honest(rnd: random.Random) -> bytes:
     oid, tid = rnd.randbytes(8), rnd.randbytes(8)
-    frame = rnd.choice([
+    frames: list[Callable[[], Frame]] = [
         lambda: messages.load_request(rnd.randrange(2**31), oid, tid),
         lambda: messages.load_reply(b'K\x07', rnd.randbytes(rnd.choice([0, 20, 300])), oid,
                                     rnd.choice([None, tid])),
@@ -217,8 +219,8 @@ def honest(rnd: random.Random) -> bytes:
         lambda: messages.notice('tpc_begin', (7, b'user', b'note', {'a': [1, 2.5, None]}, None, ' ')),
         lambda: messages.reply(b'K\x08', [{'id': oid, 'time': 1.5, 'size': 2**40}, (), set()]),
         lambda: messages.error_reply(b'K\x09', KeyError(oid)),
-    ])()
-    return b''.join(frame)[4:]
+    ]
+    return b''.join(rnd.choice(frames)())[4:]
 
 
 def damaged(rnd: random.Random) -> bytes:
@@ -291,7 +293,7 @@ def bomb(rnd: random.Random, largest: int) -> bytes:
                           'BINSTRING', 'FRAME'])
     width = 4 if counted in ('BINBYTES', 'BINUNICODE', 'LONG4', 'BINSTRING') else 8
     digits = bytes(rnd.choice(b'0123456789') for _ in range(1)) * n
-    evil = rnd.choice([
+    bombs: list[Callable[[], bytes]] = [
         lambda: rnd.choice([b'(', b'](', b'}K\x01(', b'\x8f(']) * n,
         lambda: b')' + rnd.choice([b'\x85', b'\x85\x85', b'\x85q\x00', b'\x8520']) * n,
         lambda: b']' * n + b'a' * (n - 1),
@@ -328,8 +330,8 @@ def bomb(rnd: random.Random, largest: int) -> bytes:
         lambda: b'cbuiltins\nset\nq\x000(' + b'h\x00)R' * n + b't',
         lambda: b'cbuiltins\nlist\nq\x000)' + b'h\x00j\x01\x00\x00\x00' * 0 + b'\x85h\x00' * 0 + b'',
         lambda: b'c' + b'a' * n + b'\n' + b'b' * n + b'\n', lambda: b'X' + n.to_bytes(4, 'little') + b'\xff' * n,
-    ])()
-    return in_message(rnd, evil)
+    ]
+    return in_message(rnd, rnd.choice(bombs)())
 
 
 def frames(seed: int, largest: int) -> Callable[[], bytes]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 from ZODB import POSException
 from ZODB.POSException import BTreesConflictError
@@ -66,7 +67,7 @@ def test_an_error_that_both_sides_know_comes_back_the_same(
 
 
 def test_the_errors_within_multiple_undo_errors_come_back_as_text() -> None:
-    again = across(MultipleUndoErrors([(OID, UndoError('too late', OID)), (OID, 'no reason')]))
+    again: Any = across(MultipleUndoErrors([(OID, UndoError('too late', OID)), (OID, 'no reason')]))
     assert type(again) is MultipleUndoErrors
     assert [oid for oid, reason in again._errs] == [OID, OID]
     assert 'too late' in str(again) and 'no reason' in str(again)
@@ -119,6 +120,7 @@ def test_no_other_name_makes_anything(name: Any) -> None:
     assert isinstance(again.class_name, str)
 
 
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(faults._RECREATED)),
        st.recursive(st.none() | st.integers() | st.text() | st.binary() | st.floats(),
                     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(

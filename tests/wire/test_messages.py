@@ -148,21 +148,21 @@ def test_any_reply_of_a_zeo_server_is_read(message_id: int, flag: int, result: A
 
 # ---- short cuts -------------------------------------------------------------------
 
-def generic_from_client(data: bytes) -> Any:
+def generic_from_client(data: bytes | bytearray) -> Any:
     message_id, flag, name, args = pickles.load_from_client(data)
     return message_id, bool(flag), name, tuple(args)
 
 
-def generic_from_server(data: bytes) -> Any:
+def generic_from_server(data: bytes | bytearray) -> Any:
     return tuple(pickles.load_from_server(data))
 
 
-def short_from_client(data: bytes) -> Any:
+def short_from_client(data: bytes | bytearray) -> Any:
     found = messages._load_of(data) or messages._store_of(data)
     return found and (value_of(found[0]), *found[1:])
 
 
-def short_from_server(data: bytes) -> Any:
+def short_from_server(data: bytes | bytearray) -> Any:
     return messages._reply_of(data) or messages._invalidation_of(data)
 
 
@@ -198,7 +198,7 @@ CASES = [pytest.param(short, generic, b''.join(frame)[4 if len(frame) == 1 else 
          for short, generic, frames in [(short_from_client, generic_from_client, FROM_CLIENT),
                                         (short_from_server, generic_from_server, FROM_SERVER)]
          for name, frame in frames.items()]
-Reader = Callable[[bytes], Any]
+Reader = Callable[[bytes | bytearray], Any]
 
 
 @pytest.mark.parametrize('short, generic, data', CASES)
@@ -402,7 +402,7 @@ def test_a_client_answers_servers_that_speak_its_version(greeting: bytes, answer
 
 
 def test_a_status_report_is_ascii_json() -> None:
-    status = {'1': {'loads': 5, 'start': 'Sun'}, 'caf\u00e9': {'lock_time': None}}
+    status: Any = {'1': {'loads': 5, 'start': 'Sun'}, 'caf\u00e9': {'lock_time': None}}
     assert json.loads(messages.status_report(status).decode('ascii')) == status
 
 
