@@ -139,8 +139,8 @@ def claim(path: str) -> FileIO:
 
 def pack(oid: bytes, start: bytes, body: bytes) -> bytes:
     """Content, ready to be appended."""
-    proven = b'%b%b%b' % (oid, start, body)
-    return proven + CONTENT_CHECK.pack(zlib.crc32(proven))
+    check = CONTENT_CHECK.pack(zlib.crc32(body, zlib.crc32(oid + start)))
+    return b''.join((oid, start, body, check))      # copies a long body once
 
 
 def unpack(content: bytes) -> tuple[bytes, bytes, bytes] | None:
@@ -295,7 +295,12 @@ class Log:
     def flush(self) -> None:
         """Let the file have all that was appended; after a kill that is what is found."""
         if self._chunks:
-            self._write(b''.join(self._chunks), self._written)
+            last = self._chunks[-1]
+            if len(last) >= COLLECTED:      # not copied, and written before what makes it a record
+                self._write(last, self._position - len(last))
+                self._write(b''.join(self._chunks[:-1]), self._written)
+            else:
+                self._write(b''.join(self._chunks), self._written)
             self._chunks, self.pending = [], {}
             self._written = self._position
 
