@@ -127,6 +127,8 @@ class Line:
 
     def close(self) -> None:
         """Close the socket, when nobody sends any more.  The thread that reads calls this, last of all."""
+        if self._closed:
+            return
         self.hang_up()
         # The writer sees the end and gives the turn back.  It is kept then, so that a late `push`
         # finds it taken and never touches a closed socket, or one that has got its number.

@@ -1,0 +1,311 @@
+"""Outboxes to sockets: in order, by whoever comes, without ever waiting for a slow client."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.server.talk import PATIENCE
+from tests.server.talk import in_thread
+from tests.system.servers import until
+from zeo.server import writer as module
+from zeo.server.outbox import Outbox
+from zeo.server.writer import Line
+from zeo.server.writer import Writer
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    writer = Writer()
+    writer.start()
+    yield writer
+    writer.close()
+
+
+class Pair:
+    """A line, and the client at its other end."""
+
+    def __init__(self, writer: Writer) -> None:
+        ours, self.client = socket.socketpair()
+        self.client.settimeout(PATIENCE)
+        self.outbox = Outbox()
+        self.line = Line(ours, self.outbox, writer)
+
+    def append(self, *parts: bytes) -> None:
+        self.outbox.append(parts)
+
+    def read(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count and (more := self.client.recv(min(count - len(data), 2**20))):
+            data += more
+        return bytes(data)
+
+    def stuff(self) -> int:
+        """Send until the client would have to read before there can be more; returns how much."""
+        size = 0
+        while not self.outbox.backlog:
+            self.append(b'x' * 2**18)
+            self.line.push()
+            size += 2**18
+        return size
+
+    def close(self) -> None:
+        self.line.close()
+        self.client.close()
+
+
+@pytest.fixture
+def pairs(writer: Writer) -> Iterator[Callable[[], Pair]]:
+    made: list[Pair] = []
+
+    def make() -> Pair:
+        made.append(Pair(writer))
+        return made[-1]
+
+    yield make
+    for pair in made:
+        pair.close()
+
+
+@pytest.fixture
+def pair(pairs: Callable[[], Pair]) -> Pair:
+    return pairs()
+
+
+def has_turn(line: Line) -> bool:
+    """Whether nobody else is sending; gives the turn back."""
+    if not line._turn.acquire(blocking=False):
+        return False
+    line._turn.release()
+    return True
+
+
+def test_what_was_appended_is_sent_in_order(pair: Pair) -> None:
+    pair.append(b'a', b'b')
+    pair.append(b'c')
+    pair.line.push()
+    assert pair.read(3) == b'abc'
+    assert pair.outbox.size_sent == 3
+
+
+def test_to_deliver_an_outbox_is_to_push_its_line(pair: Pair) -> None:
+    pair.append(b'a')
+    pair.outbox.deliver()
+    assert pair.read(1) == b'a'
+
+
+def test_empty_parts_are_sent_too(pair: Pair) -> None:
+    pair.append(b'', b'a', b'', b'')
+    pair.append(b'')
+    pair.append(b'b', b'')
+    pair.line.push()
+    assert pair.read(2) == b'ab' and has_turn(pair.line)
+
+
+def test_many_parts_and_large_ones(pair: Pair) -> None:
+    data = [os.urandom(size) for size in [1, 3, 10**5, 0, 7] * 100]
+    for part in data:
+        pair.append(part)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pair.read, sum(map(len, data)))
+        pair.line.push()
+        assert read.result(PATIENCE) == b''.join(data)
+
+
+def test_who_pushes_for_another_never_waits_and_the_writer_sends_the_rest(pair: Pair) -> None:
+    sent = pair.stuff()
+    assert not has_turn(pair.line)  # the writer has it
+    pair.append(b'end')
+    pair.line.push()
+    assert pair.read(sent + 3) == b'x' * sent + b'end'
+    until(lambda: has_turn(pair.line), 'the writer gives the turn back')
+    pair.append(b'more')
+    pair.line.push()
+    assert pair.read(4) == b'more'
+
+
+def test_a_session_waits_for_its_own_client_a_short_time_in_all(pair: Pair) -> None:
+    pair.append(b'x' * 2**22)
+    pair.line.push(patience=.05)
+    assert not has_turn(pair.line)
+    assert pair.read(2**22) == b'x' * 2**22
+
+
+def test_whoever_sends_for_a_fast_reader_stops_after_a_while(
+        pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others append as fast as it reads: a thread that commits would never come back."""
+    monkeypatch.setattr(module, '_AT_A_TIME', 1000)
+
+    class Endless(Outbox):
+        def take(self, most: int = 0) -> list[bytes]:
+            return [b'x' * 100]
+
+    endless = Endless()
+    pair.line.outbox = endless
+    assert pair.line.send() is False
+    assert endless.size_sent <= 1200
+    assert pair.line._rest
+
+
+def test_the_writer_divides_its_time(pairs: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, '_AT_A_TIME', 10_000)
+    one, two = pairs(), pairs()
+    sent = {pair: pair.stuff() for pair in (one, two)}
+    for pair in (one, two):
+        for _ in range(100):
+            pair.append(b'y' * 10_000)
+    with ThreadPoolExecutor() as pool:
+        for pair, read in [(pair, pool.submit(pair.read, sent[pair] + 10**6)) for pair in (one, two)]:
+            assert len(read.result(PATIENCE)) == sent[pair] + 10**6
+
+
+def test_nothing_is_forgotten_when_many_append_and_push(pair: Pair) -> None:
+    """Whoever finds the turn taken goes away; the one who has it has to look again."""
+    frames = 2000
+
+    def append(number: int) -> None:
+        for each in range(frames):
+            pair.append(b'%02d%06d' % (number, each))
+            pair.line.push()
+
+    with ThreadPoolExecutor(8) as pool:
+        read = in_thread(pair.read, 4 * frames * 8)
+        for done in [pool.submit(append, number) for number in range(4)]:
+            done.result(PATIENCE)
+        data = read.result(PATIENCE)
+    assert len(data) == 4 * frames * 8
+    found = [data[at:at + 8] for at in range(0, len(data), 8)]
+    for number in range(4):
+        mine = [int(each[2:]) for each in found if int(each[:2]) == number]
+        assert mine == list(range(frames))
+
+
+def test_a_client_that_has_left_is_noticed_by_who_reads_and_nobody_else(pair: Pair) -> None:
+    pair.client.close()
+    pair.append(b'x')
+    pair.line.push()
+    assert pair.outbox.gone and has_turn(pair.line)
+    assert pair.line.sock.recv(1) == b''
+    pair.line.push()
+
+
+def test_a_client_that_leaves_while_the_writer_sends_is_let_go(pair: Pair) -> None:
+    pair.stuff()
+    pair.client.close()
+    until(lambda: pair.outbox.gone and has_turn(pair.line), 'the writer has noticed')
+
+
+def test_who_is_condemned_is_hung_up_on(pair: Pair) -> None:
+    pair.outbox.limit = 0
+    pair.append(b'x')
+    pair.outbox.announce((b'y',), b'\0' * 8, ())
+    pair.outbox.deliver()
+    assert pair.client.recv(1) == b''
+    assert pair.line.sock.recv(1) == b''
+
+
+def test_hanging_up_wakes_who_reads_and_what_is_left_is_not_sent(pair: Pair) -> None:
+    reading = in_thread(pair.line.sock.recv, 1)
+    pair.line.hang_up()
+    assert reading.result(PATIENCE) == b''
+    assert not pair.outbox.append((b'x',))
+    assert pair.client.recv(1) == b''
+
+
+def test_closing_waits_for_the_writer_and_nobody_sends_any_more(pair: Pair) -> None:
+    pair.stuff()
+    pair.line.close()
+    assert pair.line.sock.fileno() == -1
+    assert not has_turn(pair.line)  # it is kept for ever
+    pair.line.push()
+    pair.line.hang_up()
+    pair.line.shut(socket.SHUT_RD)
+
+
+def test_closing_and_hanging_up_together_never_touch_a_socket_that_got_the_same_number(
+        writer: Writer) -> None:
+    for _ in range(50):
+        pair = Pair(writer)
+        others: list[socket.socket] = []
+
+        def close(pair: Pair = pair, others: list[socket.socket] = others) -> None:
+            pair.line.close()
+            others.extend(socket.socketpair())
+
+        hanging = in_thread(pair.line.hang_up)
+        closing = in_thread(close)
+        hanging.result(PATIENCE)
+        closing.result(PATIENCE)
+        others[0].send(b'x')
+        assert others[1].recv(1) == b'x'
+        for each in (*others, pair.client):
+            each.close()
+
+
+def test_shutting_down_holds_off_closing(pair: Pair) -> None:
+    """That is what keeps it from hitting another socket."""
+    with pair.line._ending:
+        closing = in_thread(pair.line.close)
+        until(lambda: pair.outbox.gone, 'it is being closed')
+        assert pair.line.sock.fileno() != -1
+    closing.result(PATIENCE)
+    assert pair.line.sock.fileno() == -1
+
+
+def test_an_error_that_is_not_the_networks_ends_this_connection_and_not_the_writer(
+        pairs: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock = sock
+
+        def sendmsg(self, *_: Any) -> int:
+            raise MemoryError
+
+        send = sendmsg
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sock, name)
+
+    broken, other = pairs(), pairs()
+    sent = broken.stuff()
+    assert not has_turn(broken.line)
+    monkeypatch.setattr(broken.line, 'sock', Broken(broken.line.sock))
+    broken.read(sent)
+    until(lambda: broken.outbox.gone, 'the connection has ended')
+    monkeypatch.undo()
+    sent = other.stuff()
+    assert len(other.read(sent)) == sent  # the writer is alive
+    assert 'a client cannot be sent to' in caplog.text
+
+
+# ---- the writer's thread
+
+
+def test_a_line_given_over_when_it_is_closed_already_is_given_back(writer: Writer) -> None:
+    pair = Pair(writer)
+    pair.line._turn.acquire()
+    pair.line.sock.close()
+    writer.take_over(pair.line)
+    until(lambda: pair.outbox.gone and has_turn(pair.line), 'the line is given back')
+    pair.client.close()
+
+
+def test_the_writer_ends_with_lines_in_its_hands() -> None:
+    writer = Writer()
+    writer.start()
+    pair = Pair(writer)
+    pair.stuff()
+    writer.close()
+    assert not any(thread.name == 'zeo writer' for thread in threading.enumerate())
+    pair.line._turn.release()
+    pair.close()
+
+
+def test_a_writer_that_was_never_started_can_be_closed() -> None:
+    Writer().close()
