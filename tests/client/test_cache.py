@@ -54,7 +54,7 @@ def cache(opened: Callable[..., Cache], path: str) -> Cache:
 def test_what_came_last_is_set_aside_and_can_be_found_there(opened: Callable[..., Cache]) -> None:
     cache = opened(None, MB)
     cache.store(A, T1, None, b'one')
-    assert cache._aside and not cache._index
+    assert cache._aside and not cache._ledger.index
     assert cache.loadBefore(A, T2) == (b'one', T1, None)
     assert cache.loadBefore(A, T1) is None
     assert len(cache) == 1
@@ -718,7 +718,7 @@ def test_an_interrupted_change_leaves_nothing_that_could_be_wrong(
         cache: Cache, tmp_path: Path, monkeypatch: Any, interrupted: str, before: bool) -> None:
     """KeyboardInterrupt between any two steps: afterwards, and in the file, all is true."""
     truth = Truth()
-    owner = cache._index if hasattr(cache._index, interrupted) else cache._log
+    owner = cache._ledger.index if hasattr(cache._ledger.index, interrupted) else cache._log
     original = getattr(owner, interrupted)
     calls = 0
 
@@ -892,7 +892,7 @@ def test_a_place_given_away_while_it_is_read_is_not_believed(cache: Cache, monke
                 break
             cache.clear(T2)
             cache.store(A, T2, T3, b'off')
-            assert cache._index.before(u64(A), u64(T3))[2] == place  # type: ignore[index]
+            assert cache._ledger.index.before(u64(A), u64(T3))[2] == place  # type: ignore[index]
         return read(log, place)
 
     monkeypatch.setattr(log, 'read', gate)

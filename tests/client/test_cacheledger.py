@@ -1,0 +1,155 @@
+"""The index is what replaying the log gives."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ZODB.utils import p64
+
+from zeo.client.cachefile import Log, claim, pack
+from zeo.client.cacheindex import OPEN, Kind
+from zeo.client.cacheledger import MOST_USED, Ledger
+
+STORAGE = bytes(16)
+SIZE = 64 + 10 * 512
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[[], Ledger]]:
+    """Open the same file again and again; what is open is closed first, as if its process had died."""
+    ledgers: list[Ledger] = []
+
+    def opened() -> Ledger:
+        if ledgers and not ledgers[-1].log._file.closed:
+            ledgers[-1].log.abandon()
+        ledgers.append(Ledger(Log(claim(str(tmp_path / 'x.zec')), SIZE, STORAGE)))
+        if ledgers[-1].log.empty:
+            ledgers[-1].start_over(0)
+        else:
+            ledgers[-1].open()
+        return ledgers[-1]
+
+    yield opened
+    if ledgers and not ledgers[-1].log._file.closed:
+        ledgers[-1].log.abandon()
+
+
+def content(oid: int, start: int, length: int = 40) -> bytes:
+    return pack(p64(oid), p64(start), bytes([oid]) * length)
+
+
+def known(ledger: Ledger) -> tuple[object, ...]:
+    index = ledger.index
+    return (ledger.last_tid, list(index.current.starts.items()), list(index.suspect.starts.items()),
+            list(index.ended()), list(index.current.places.items()), list(index.suspect.places.items()))
+
+
+numbers = st.integers(1, 12)
+changes = st.one_of(
+    st.tuples(st.just('learn'), numbers, st.integers(0, 3), st.integers(0, 300)),
+    st.tuples(st.just('invalidate'), st.lists(numbers, max_size=4)),
+    st.tuples(st.just('drop'), st.lists(numbers, max_size=4)),
+    st.tuples(st.just('suspect_all')),
+    st.tuples(st.just('confirm'), st.lists(numbers, max_size=4)),
+    st.tuples(st.just('forget'), numbers),
+    st.tuples(st.just('move')),
+    st.tuples(st.just('use'), numbers))
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(told=st.lists(changes, max_size=60), remember=st.booleans())
+def test_replaying_gives_what_was_known(
+        opened: Callable[[], Ledger], told: list[tuple[object, ...]], remember: bool) -> None:
+    ledger = opened()
+    ledger.start_over(0)
+    now = 0
+    for name, *arguments in told:
+        now += 10
+        if name == 'learn':
+            oid, length, size = arguments
+            end = now + length if length else OPEN      # type: ignore[operator]
+            ledger.learn(oid, now, end, content(oid, now, size))    # type: ignore[arg-type]
+        elif name == 'invalidate' or name == 'confirm':
+            getattr(ledger, str(name))(now, *arguments)
+        elif name == 'forget':
+            [oid] = arguments
+            ledger.forget(oid, ledger.index.current.starts.get(oid, 0))     # type: ignore[arg-type]
+        elif name == 'move':
+            ledger.move(now)
+        elif name == 'use':
+            [oid] = arguments
+            if (place := ledger.index.current.places.get(oid)) is not None:
+                ledger.use(place)
+        else:
+            getattr(ledger, str(name))(*arguments)
+    ledger.log.flush()
+    expected = known(ledger)
+    if remember:
+        ledger.close(remember=True)
+    assert known(opened()) == expected
+
+
+def test_what_is_known_already_is_not_written(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    ledger.learn(1, 10, OPEN, content(1, 10))
+    ledger.learn(2, 10, 20, content(2, 10))
+    position = ledger.log._position
+    ledger.learn(1, 10, OPEN, content(1, 10))
+    ledger.learn(2, 10, 20, content(2, 10))
+    ledger.learn(2, 10, OPEN, content(2, 10))
+    ledger.invalidate(10, [1, 2, 3])
+    ledger.confirm(20, [1])
+    ledger.drop([3])
+    ledger.move(0)
+    assert ledger.log._position == position
+
+
+def test_an_invalidation_of_very_many_objects_is_noted_in_parts(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    for oid in range(200):
+        ledger.index.put(Kind.CURRENT, oid, 10, OPEN, oid)
+    ledger.invalidate(20, range(200))
+    ledger.log.flush()
+    records = [record for _, _, records, _ in Log.replay(opened().log) for record in records]
+    assert [record.tag for record in records].count(b'INVA') > 5
+
+
+def test_the_most_used_are_taken_along(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    for oid in range(1, 30):
+        ledger.learn(oid, 10, OPEN, content(oid, 10, 100))
+    ledger._savings = 0
+    first = [record.oid for record in ledger.log.oldest()[0]]
+    for hits, oid in enumerate(first[:3]):
+        for _ in range(hits):
+            ledger.use(ledger.index.current.places[oid])
+    started = ledger.log.begun
+    oid = 100
+    while ledger.log.begun < started + 2:
+        ledger.learn(oid, 10, OPEN, content(oid, 10, 100))
+        oid += 1
+    kept = [oid in ledger.index.current.starts for oid in first[:3]]
+    assert kept == [False, True, True]
+
+
+def test_hits_are_counted_up_to_a_limit(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    ledger.learn(1, 10, OPEN, content(1, 10))
+    for _ in range(1000):
+        ledger.use(ledger.index.current.places[1])
+    assert max(ledger._used) == MOST_USED
+
+
+def test_a_ledger_that_forgot_all_writes_nothing_until_it_starts_over(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    ledger.learn(1, 10, OPEN, content(1, 10))
+    position = ledger.log._position
+    ledger.forget_all()
+    ledger.move(20)
+    ledger.suspect_all()
+    assert ledger.log._position == position and ledger.last_tid == 20 and not len(ledger.index)
+    ledger.start_over(20)
+    ledger.log.flush()
+    assert known(opened())[:2] == (20, [])

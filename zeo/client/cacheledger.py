@@ -1,0 +1,242 @@
+"""What a client's cache knows, and the book in which that is kept: an `Index` in step with a `Log`.
+
+Whatever changes the index is also a record in the log, so *the index is what replaying the log
+gives*, and a file found after a crash gives what the cache once was.  An `Index` in memory says where
+a revision lies; its record in the log says the same to whoever opens the file next.
+
+**What is used stays.**  Room is made by reusing the oldest segment.  What was hit since it was
+written there is appended anew, most used first, and counts as used once less (*second chance*,
+CLOCK); so a scan, which hits nothing twice, throws out little else than itself.
+"""
+
+import os
+from collections.abc import Iterable
+from struct import Struct
+
+from ZODB.utils import p64, z64
+
+from zeo.client.cachefile import FRONT_SIZE, SIZE_BITS, Log, pack, unpack
+from zeo.client.cacheindex import OPEN, Index, Kind
+
+__all__ = ['MOST_USED', 'Ledger']
+
+# Tags of records.  A revision has that of its kind; its oid, start, end and body are its own.
+KINDS: dict[bytes, Kind] = {kind.value: kind for kind in Kind}
+INVALIDATE = b'INVA'        # start: the tid; body: oids
+DROP = b'DROP'              # body: oids
+SUSPECT_ALL = b'DOUB'
+CONFIRM = b'CONF'           # start: the tid; body: oids
+FORGET = b'FORG'            # oid, start: of one revision that is damaged
+LAST_TID = b'LAST'          # start: the tid
+RESUME = b'OPEN'            # oid: random, so that nothing that was written before can follow it
+
+OIDS = Struct('>Q')
+
+#: Hits are counted up to this, for every so many bytes of the file.  (Shorter neighbours share.)
+MOST_USED = 3
+GRAIN = 128
+
+
+class Ledger:
+    """An index whose every change is noted in a log.
+
+    Not locked; its owner lets one thread at a time change it.  After any exception but `Unusable` it
+    says nothing that can be relied on, until it is told to `forget_all` and then to `start_over`.
+    Others may look meanwhile for a place in `index`, read there, and count that as `use`.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.index = Index()
+        #: The contents are valid up to this tid.
+        self.last_tid = 0
+        #: The log says what the index says.  Else nothing may be written before it starts over.
+        self.sound = False
+        #: Hits since a record was written, by its offset // GRAIN.  Inexact: nobody locks it.
+        self._used = bytearray(log.extent // GRAIN + 1)
+        #: So many bytes may be taken along when room is made: gained with each segment, and saved up
+        #: for those that are in use as a whole.
+        self._savings = log.extent // 2
+
+    def use(self, place: int) -> None:
+        """Count a hit."""
+        grain = (place >> SIZE_BITS) // GRAIN
+        if self._used[grain] < MOST_USED:
+            self._used[grain] += 1
+
+    # What a server says
+
+    def learn(self, oid: int, start: int, end: int, content: bytes, used: int = 0) -> None:
+        """Keep a revision, if that is news and not too long."""
+        index = self.index
+        found = index.find(oid, start) if index.knows(oid) else None
+        if found is None:
+            if index.wants(oid, start, end) and len(content) <= self.log.room:
+                self._keep(Kind.CURRENT if end == OPEN else Kind.HISTORIC, oid, start, end, content, used)
+        elif found[0] is not Kind.HISTORIC:
+            self.confirm(start, [oid])
+            if end != OPEN:
+                self.invalidate(end, [oid])
+
+    def invalidate(self, tid: int, oids: Iterable[int]) -> None:
+        """See `Index.invalidate`."""
+        self._note_oids(INVALIDATE, tid, self.index.invalidate(tid, oids))
+
+    def drop(self, oids: Iterable[int]) -> None:
+        """See `Index.drop`."""
+        self._note_oids(DROP, 0, self.index.drop(oids))
+
+    def suspect_all(self) -> None:
+        """See `Index.suspect_all`."""
+        if self.index.suspect_all():
+            self._note(SUSPECT_ALL)
+
+    def confirm(self, tid: int, oids: Iterable[int]) -> None:
+        """See `Index.confirm`."""
+        self._note_oids(CONFIRM, tid, self.index.confirm(tid, oids))
+
+    def forget(self, oid: int, start: int) -> None:
+        """Forget a revision whose record is damaged."""
+        self.index.forget(oid, start)
+        self._note(FORGET, oid=oid, start=start)
+
+    def move(self, last_tid: int) -> None:
+        """The contents are valid up to `last_tid`, not earlier than before."""
+        if last_tid > self.last_tid:
+            self.last_tid = last_tid
+            self._note(LAST_TID, start=last_tid)
+
+    def start_over(self, last_tid: int) -> None:
+        """Forget everything, also in the file."""
+        self.forget_all()
+        self.last_tid = last_tid
+        self.log.start_over(last_tid)
+        self.sound = True
+
+    def forget_all(self) -> None:
+        """Know nothing, and leave the file as it is."""
+        try:
+            self.sound = False
+        finally:
+            self.index = Index()
+
+    # Writing
+
+    def _keep(self, kind: Kind, oid: int, start: int, end: int, content: bytes, used: int = 0) -> None:
+        """Append a revision, then let it be found."""
+        if not self.log.fits(content):
+            self._make_room(content)
+        place = self.log.append(kind, end, content)
+        self._used[(place >> SIZE_BITS) // GRAIN] = used
+        self.index.put(kind, oid, start, end, place)
+
+    def _note(self, tag: bytes, oid: int = 0, start: int = 0, body: bytes = b'') -> None:
+        """Append what was changed in the index."""
+        if self.sound:
+            content = pack(p64(oid), p64(start), body)
+            if not self.log.fits(content):
+                self._make_room(content)
+            self.log.append(tag, OPEN, content)
+
+    def _note_oids(self, tag: bytes, start: int, oids: list[int]) -> None:
+        many = self.log.room // 16
+        for first in range(0, len(oids), many):
+            self._note(tag, start=start, body=b''.join(map(p64, oids[first:first + many])))
+
+    def _make_room(self, content: bytes) -> None:
+        """Begin a segment with room for `content`, taking along what was used of the oldest one."""
+        index, log = self.index, self.log
+        records, image = log.oldest()
+        kept = []
+        for record in records:
+            found = index.find(record.oid, record.start) if record.tag in KINDS else None
+            if found is not None and found[2] == record.place:
+                index.forget(record.oid, record.start)
+                if used := self._used[(record.place >> SIZE_BITS) // GRAIN]:
+                    kept.append((used, record, *found))
+        log.begin(self.last_tid)
+        # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
+        self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
+        room = min(self._savings, log.room - len(content) - FRONT_SIZE)
+        self._savings -= room
+        for used, record, kind, end, place in sorted(kept, key=lambda entry: -entry[0]):
+            survivor = log.content(place, image)
+            if len(survivor) + FRONT_SIZE <= room:
+                room -= len(survivor) + FRONT_SIZE
+                self._keep(kind, record.oid, record.start, end, survivor, used - 1)
+        self._savings += room
+
+    # From one process to the next
+
+    def close(self, remember: bool) -> None:
+        """Close the file; `remember` that it need not be replayed."""
+        self.log.close(b''.join([p64(self.last_tid), self._used, self.index.pack()])
+                       if remember and self.sound else None)
+
+    def open(self) -> bool:
+        """Know what the file has to tell, which is not empty; tells whether it had been closed.
+
+        Raises Unusable if it is nothing.
+        """
+        clean = self.log.resume()
+        summary = self.log.recall() if clean else None
+        if summary is None:
+            self._replay(verify=not clean)
+        else:
+            self._recall(summary)
+        return clean
+
+    def _recall(self, summary: bytes) -> None:
+        """Know what was known at `close`."""
+        end = 8 + len(self._used)
+        self.last_tid, self._used = int.from_bytes(summary[:8]), bytearray(summary[8:end])
+        self.index = Index.unpack(summary[end:])
+        self._continue()
+
+    def _continue(self) -> None:
+        """Begin to write to a file that was read."""
+        self.sound = True
+        self.log.mark(clean=False)
+        content = pack(os.urandom(8), z64, b'')
+        if self.log.fits(content):
+            self.log.append(RESUME, OPEN, content)
+
+    def _replay(self, verify: bool) -> None:
+        """Repeat what the log says was learned; `verify`: look at the bodies of revisions, too."""
+        index, log = self.index, self.log
+        last, damaged = 0, []
+        for gap, last, records, image in log.replay():
+            if gap:     # what is lost may have ended any revision before it, and none after it
+                index.forget_unended()
+            for tag, oid, start, end, place in records:
+                kind = KINDS.get(tag)
+                if kind is not None:
+                    index.put(kind, oid, start, end, place)
+                    if verify and unpack(log.content(place, image)) is None:
+                        damaged.append((oid, start))
+                elif tag == LAST_TID:
+                    last = start
+                else:
+                    self._repeat(tag, oid, start, unpack(log.content(place, image)))
+        self.last_tid = last
+        self._continue()
+        # Only now: had they been left out, what they took the place of would be back.
+        for oid, start in damaged:
+            self.forget(oid, start)
+
+    def _repeat(self, tag: bytes, oid: int, start: int, content: tuple[bytes, bytes, bytes] | None) -> None:
+        index = self.index
+        if content is None:
+            index.forget_unended()      # the damaged body is a gap as well
+            return
+        oids = [oid for oid, in OIDS.iter_unpack(content[2])]
+        if tag == INVALIDATE:
+            index.invalidate(start, oids)
+        elif tag == DROP:
+            index.drop(oids)
+        elif tag == SUSPECT_ALL:
+            index.suspect_all()
+        elif tag == CONFIRM:
+            index.confirm(start, oids)
+        elif tag == FORGET:
+            index.forget(oid, start)
