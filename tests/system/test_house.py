@@ -10,11 +10,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # The floors, from the ground.  A module imports from its own floor or from below, never from above;
 # what is not named here stands on the floor of its room.
 FLOORS = {
-    'zeo': 0, 'zeo.errors': 0, 'zeo.version': 0, 'zeo.wire': 0,
+    'zeo.errors': 0, 'zeo.version': 0, 'zeo.wire': 0,
     'zeo.server': 1, 'zeo.client': 1,
     'zeo.server.session': 2, 'zeo.server.writer': 2, 'zeo.client.channel': 2,
     'zeo.StorageServer': 3, 'zeo.client.supervisor': 3, 'zeo.client.iteration': 3,
-    'zeo.ClientStorage': 4, 'zeo.start': 4,
+    'zeo.ClientStorage': 4, 'zeo.start': 4, 'zeo.convenience': 4,
+    'zeo': 5,
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
 SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.writer',

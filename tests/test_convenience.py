@@ -1,0 +1,104 @@
+"""zeo.client, zeo.DB, zeo.connection and zeo.server: a database over the network in one call."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import transaction
+from ZODB.MappingStorage import MappingStorage
+
+import zeo
+
+
+@pytest.fixture
+def address():
+    address, stop = zeo.server()
+    yield address
+    stop()
+
+
+def test_a_server_without_a_path_keeps_its_data_in_memory(address):
+    connection = zeo.connection(address)
+    connection.root()['x'] = 1
+    transaction.commit()
+    connection.close()
+    with zeo.DB(address).transaction() as connection:
+        assert connection.root()['x'] == 1
+        connection.db().close()
+
+
+def test_a_server_with_a_path_keeps_its_data_in_that_file(tmp_path):
+    path = str(tmp_path / 'Data.fs')
+    for expected in [None, 1]:
+        address, stop = zeo.server(path)
+        db = zeo.DB(address)
+        with db.transaction() as connection:
+            assert connection.root().get('x') == expected
+            connection.root()['x'] = 1
+        db.close()
+        stop()
+
+
+def test_a_server_may_serve_a_storage_and_listen_on_a_socket_file(tmp_path):
+    path = str(tmp_path / 'sock')
+    address, stop = zeo.server(storage=MappingStorage('mine'), address=path)
+    assert address == path
+    storage = zeo.client(address, wait_timeout=5)
+    assert storage.is_connected()
+    storage.close()
+    stop()
+
+
+def test_stopping_the_server_ends_its_threads_and_may_be_repeated():
+    before = set(threading.enumerate())
+    _, stop = zeo.server()
+    assert set(threading.enumerate()) - before
+    stop()
+    stop()
+    assert set(threading.enumerate()) == before
+
+
+def test_closing_the_connection_closes_its_database(address):
+    before = set(threading.enumerate())
+    connection = zeo.connection(address)
+    connection.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_options_go_to_the_storage_and_to_the_database(address):
+    db = zeo.DB(address, name='shop', database={'cache_size': 17})
+    assert db.storage.getName().startswith('shop')
+    assert db.getCacheSize() == 17
+    db.close()
+
+
+def test_a_wrong_database_option_leaves_nothing_behind(address):
+    before = set(threading.enumerate())
+    with pytest.raises((TypeError, AssertionError)):  # as ZODB sees it
+        zeo.DB(address, database={'no_such_option': 1})
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_path_and_a_storage_exclude_each_other():
+    with pytest.raises(TypeError):
+        zeo.server('Data.fs', storage=MappingStorage())
+
+
+def test_an_address_that_is_in_use_is_an_error_and_closes_the_storage(address):
+    class Closing(MappingStorage):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    storage = Closing()
+    with pytest.raises(OSError, match='in use'):
+        zeo.server(storage=storage, address=address)
+    assert storage.closed
+
+
+def test_a_client_does_not_load_the_server():
+    code = ('import sys, zeo, zeo.ClientStorage; '
+            'sys.exit(any(name.startswith(("zeo.server.", "zeo.StorageServer")) for name in sys.modules))')
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -1,0 +1,89 @@
+"""A database over the network in one call: for scripts, tests and notebooks.
+
+``zeo.client(...)`` and ``zeo.server(...)`` are spelled like the packages that client and server are made
+of; so those packages can be called (`make_callable`).
+
+The doors behind these functions (`zeo.ClientStorage`, `zeo.StorageServer`) are imported when they are
+used, so that a client does not load the server, nor the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING
+from typing import Any
+
+if TYPE_CHECKING:
+    from zeo.ClientStorage import ClientStorage
+
+
+def client(addr: Any, **options: Any) -> ClientStorage:
+    """A `zeo.ClientStorage.ClientStorage`, with its options."""
+    from zeo.ClientStorage import ClientStorage
+
+    return ClientStorage(addr, **options)
+
+
+def DB(addr: Any, *, database: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """A `ZODB.DB` over the server at ``addr``; the options are those of the storage.
+
+    ``database`` holds options of the `ZODB.DB` itself, such as ``cache_size``.
+    """
+    import ZODB
+
+    storage = client(addr, **options)
+    try:
+        return ZODB.DB(storage, **(database or {}))
+    except BaseException:
+        storage.close()
+        raise
+
+
+def connection(addr: Any, **options: Any) -> Any:
+    """An open connection to a database of its own (see `DB`), which is closed with the connection."""
+    db = DB(addr, **options)
+    try:
+        return db.open_then_close_db_when_connection_closes()
+    except BaseException:
+        db.close()
+        raise
+
+
+def server(path: str | None = None, *, address: tuple[str, int] | str = ('localhost', 0),
+           storage: Any = None, **options: Any) -> tuple[Any, Callable[[], None]]:
+    """Serve a database from threads of this process; returns its address and a function that ends it.
+
+    ``path`` is that of a FileStorage; without it, and without a ``storage``, the data is in memory and
+    gone in the end.  ``address`` is where to listen: ``(host, port)``, with port 0 for a free one, or
+    the path of a Unix domain socket.  The options are those of `zeo.StorageServer.StorageServer`.
+
+    Raises `OSError` if the address cannot be listened on, and what FileStorage raises.
+    """
+    from zeo.StorageServer import StorageServer
+
+    if storage is None:
+        if path is None:
+            from ZODB.MappingStorage import MappingStorage
+
+            storage = MappingStorage()
+        else:
+            from ZODB.FileStorage import FileStorage
+
+            storage = FileStorage(path)
+    elif path is not None:
+        raise TypeError('either a path or a storage can be served, not both')
+    try:
+        serving = StorageServer({'1': storage}, [address], **options)
+        serving.start()
+    except BaseException:
+        storage.close()
+        raise
+    return serving.addresses[0], serving.close
+
+
+def make_callable(package: ModuleType, function: Callable[..., Any]) -> None:
+    """Let a package be called like the function of the same name (see `types.ModuleType` about how)."""
+    package.__class__ = type('Package', (ModuleType,), {
+        '__call__': staticmethod(function), '__doc__': function.__doc__})
