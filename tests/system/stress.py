@@ -39,20 +39,13 @@ import tempfile
 import threading
 import time
 import traceback
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import persistent
 import transaction
 import ZODB
-from BTrees.Length import Length
-from persistent.list import PersistentList
-from persistent.TimeStamp import TimeStamp
 from transaction.interfaces import TransientError
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
@@ -60,19 +53,23 @@ from ZODB.POSException import ReadConflictError
 from ZODB.POSException import UndoError
 from ZODB.utils import u64
 
-ACCOUNTS = 10
-PAIRS = 5
-TOTAL = 1000 * ACCOUNTS
+from tests.system.hotset import MISTAKES
+from tests.system.hotset import AllOfIt
+from tests.system.hotset import Discrepancy
+from tests.system.hotset import History
+from tests.system.hotset import Snapshot
+from tests.system.hotset import check_acknowledged
+from tests.system.hotset import check_snapshots
+from tests.system.hotset import create
+from tests.system.hotset import note_history
+from tests.system.hotset import read
+from tests.system.hotset import write
 
 #: Seconds after which somebody who should have ended is taken to hang.
 PATIENCE = 120.0
 
 #: How many snapshots a thread remembers for the end.
 MEMORY = 20_000
-
-
-class Discrepancy(AssertionError):
-    """Somebody saw what cannot have been."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,158 +98,6 @@ SCENARIOS = {each.name: each for each in (
 )}
 
 
-# ---- what is stored, and what must be true of it ---------------------------------------
-
-
-class Cell(persistent.Persistent):
-    """A value, how often it was changed, and something that takes room in caches."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-        self.changes = 0
-        self.filling = b''
-
-    def change(self, value: int, chance: random.Random) -> None:
-        self.value = value
-        self.changes += 1
-        self.filling = b'.' * chance.randint(0, 3000)
-
-
-def create(root: Any) -> None:
-    root['accounts'] = PersistentList(Cell(TOTAL // ACCOUNTS) for _ in range(ACCOUNTS))
-    root['pairs'] = PersistentList((Cell(0), Cell(0)) for _ in range(PAIRS))
-    # Does not conflict: what two transactions add to it is added up.
-    root['changes'] = Length()
-
-
-def write(root: Any, chance: random.Random) -> Cell:
-    """Change two objects and count that; returns one of them."""
-    if chance.random() < .5:
-        one, other = chance.sample(root['accounts'], 2)
-        amount = chance.randint(1, 100)
-        one.change(one.value - amount, chance)
-        other.change(other.value + amount, chance)
-    else:
-        one, other = chance.choice(root['pairs'])
-        value = chance.randint(1, 1_000_000)
-        one.change(value, chance)
-        other.change(value, chance)
-    root['changes'].change(2)
-    if chance.random() < .2:
-        root._p_jar.readCurrent(chance.choice(root['accounts']))
-    return one
-
-
-def read(root: Any, chance: random.Random) -> list[Any]:
-    """Look at all of it, or at a part, in any order; returns the objects that were looked at."""
-    accounts, pairs, changes = list(root['accounts']), list(root['pairs']), root['changes']
-    everything = chance.random() < .5
-    if not everything:
-        accounts, pairs = [], chance.sample(pairs, chance.randint(1, PAIRS))
-    cells = accounts + [cell for pair in pairs for cell in pair]
-    for cell in chance.sample(cells, len(cells)):
-        cell._p_activate()
-    for one, other in pairs:
-        if one.value != other.value:
-            raise Discrepancy(f'a pair is {one.value} and {other.value}')
-    if everything:
-        total, counted = sum(cell.value for cell in accounts), sum(cell.changes for cell in cells)
-        if total != TOTAL:
-            raise Discrepancy(f'all accounts make {total}, not {TOTAL}')
-        if counted != changes():
-            raise Discrepancy(f'objects were changed {counted} times, the counter says {changes()}')
-        cells.append(changes)
-    return cells
-
-
-class SlowStorage(FileStorage):  # type: ignore[misc]
-    """A file storage that often waits between reading and telling, and between committing and telling.
-
-    What a thread has read here is overtaken by commits all the time.  With ``mistake`` the server in
-    whose process this is has a protection taken out, so that one can see what it is good for:
-    'no-mark', replies to loads may stand behind the announcement that ends what they say.
-    """
-
-    def __init__(self, path: str, mistake: str = '') -> None:
-        super().__init__(path)
-        self._pause = threading.Event()     # never set
-        if mistake:
-            MISTAKES[mistake]()
-
-    def loadBefore(self, oid: bytes, tid: bytes) -> Any:
-        found = super().loadBefore(oid, tid)
-        self._linger()
-        return found
-
-    def tpc_finish(self, transaction: Any, f: Any = None) -> Any:
-        tid = super().tpc_finish(transaction, f)
-        self._linger()
-        return tid
-
-    def _linger(self) -> None:
-        if random.random() < .5:
-            self._pause.wait(random.random() * .004)
-
-
-def _no_mark() -> None:
-    from zeo.server.outbox import Outbox
-
-    right = Outbox.reply_to_load
-
-    def wrong(self: Outbox, frame: Any, mark: int, start: bytes, **options: Any) -> Any:
-        return right(self, frame, self.published, start, **options)
-
-    Outbox.reply_to_load = wrong  # type: ignore[method-assign]
-
-
-MISTAKES = {'no-mark': _no_mark}
-
-
-# ---- what somebody remembers, compared with the server's file -----------------------------
-
-#: The tid up to which a snapshot reaches (it is not part of it), and what was read: oids and serials.
-Snapshot = tuple[int, tuple[tuple[int, int], ...]]
-
-
-def histories(path: str) -> tuple[dict[int, list[int]], set[int]]:
-    """The tids of each object's revisions, in order, and those of all transactions."""
-    revisions: dict[int, list[int]] = {}
-    tids = set()
-    with contextlib.closing(FileStorage(path, read_only=True)) as storage:
-        for each in storage.iterator():
-            tids.add(u64(each.tid))
-            for record in each:
-                revisions.setdefault(u64(record.oid), []).append(u64(record.tid))
-    return revisions, tids
-
-
-def check_snapshots(snapshots: Iterable[Snapshot], revisions: Mapping[int, Sequence[int]], since: int) -> int:
-    """What was read must have been current then; returns how many revisions were looked at.
-
-    Snapshots up to the tid ``since`` are left out: a pack may have taken what they had seen.
-    """
-    checked = 0
-    for before, seen in snapshots:
-        if before <= since:
-            continue
-        for oid, serial in seen:
-            known = revisions.get(oid, ())
-            place = bisect_left(known, before)
-            current = known[place - 1] if place else None
-            if current != serial:
-                raise Discrepancy(
-                    f'in a snapshot of what was before {before:016x}, object {oid:#x} was read as of {serial:016x}, '
-                    f'but {"nothing" if current is None else f"{current:016x}"} was current')
-            checked += 1
-    return checked
-
-
-def check_acknowledged(acknowledged: Iterable[int], tids: set[int], since: int) -> None:
-    lost = [tid for tid in acknowledged if tid > since and tid not in tids]
-    if lost:
-        raise Discrepancy(f'{len(lost)} acknowledged commits are not in the file, the first is {min(lost):016x}')
-
-
 # ---- one client process --------------------------------------------------------------------
 
 
@@ -262,7 +107,6 @@ class Shared:
 
     over: Any                       # not 0: the end
     acknowledged: Any               # for each thread of all processes the last tid it committed
-    packed: Any                     # the tid up to which history may be gone
 
 
 @dataclasses.dataclass
@@ -272,12 +116,15 @@ class Remembered:
     figures: Counter[str] = dataclasses.field(default_factory=Counter)
     snapshots: list[Snapshot] = dataclasses.field(default_factory=list)
     acknowledged: list[int] = dataclasses.field(default_factory=list)
+    history: History = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: 'Remembered') -> None:
         self.figures += other.figures
         self.snapshots += other.snapshots
         self.acknowledged += other.acknowledged
+        for oid, tids in other.history.items():
+            self.history.setdefault(oid, set()).update(tids)
         self.failures += other.failures
 
 
@@ -379,8 +226,9 @@ class Worker:
 
 
 def historian(db: ZODB.DB, shared: Shared, scenario: Scenario) -> Remembered:
-    """Undo and pack, until the end."""
+    """Undo and pack, until the end; and remember the history that a pack makes forget."""
     remembered = Remembered()
+    noted: bytes | None = None
     pause = threading.Event()       # never set: waited for, so that the others can do something
     chance = random.Random()
     last_pack = time.monotonic()
@@ -392,8 +240,10 @@ def historian(db: ZODB.DB, shared: Shared, scenario: Scenario) -> Remembered:
                     _undo_one(db, chance)
                     remembered.figures['undone'] += 1
                 if scenario.pack and time.monotonic() - last_pack > 3:
+                    # A transaction of before this moment that is finished after the look at the history is the
+                    # last one of before, since the next cannot begin earlier: a pack lets it be.
                     now = time.time()
-                    shared.packed.value = u64(_tid_of(now))
+                    noted = note_history(db.storage, remembered.history, noted)
                     db.pack(now)
                     remembered.figures['packs'] += 1
                     last_pack = time.monotonic()
@@ -422,11 +272,6 @@ def _undo_one(db: ZODB.DB, chance: random.Random) -> None:
             manager.commit()
     finally:
         manager.abort()
-
-
-def _tid_of(seconds: float) -> bytes:
-    raw: bytes = TimeStamp(*time.gmtime(seconds)[:5], seconds % 60).raw()
-    return raw
 
 
 def take_part(make: Callable[[], Any], scenario: Scenario, shared: Shared, slots: Sequence[int],
@@ -505,20 +350,25 @@ class Stage:
         self._folder = pathlib.Path(folder)
         self._context = multiprocessing.get_context('spawn')
         size = options.processes * options.threads
-        self.shared = Shared(self._context.RawValue('Q', 0), self._context.RawArray('Q', size),
-                             self._context.RawValue('Q', 0))
+        self.shared = Shared(self._context.RawValue('Q', 0), self._context.RawArray('Q', size))
         self._processes: dict[int, Any] = {}
         self._started = 0
         self._chance = random.Random()
-        self.figures: Counter[str] = Counter()
+        self._before: dict[int, list[int]] = {}     # what a process's slots said when it was started
+        self.remembered = Remembered()
+
+    def _slots(self, place: int) -> slice:
+        """Where the threads of a process tell what they committed; for who undoes and packs: nowhere."""
+        threads, last = self._options.threads, self._options.processes
+        return slice(min(place, last) * threads, min(place + 1, last) * threads)
 
     def start(self, place: int) -> None:
-        """Start the process of a place; those of the last place undo and pack."""
+        """Start the process of a place; that of the last place undoes and packs."""
         options = self._options
         self._started += 1
-        slots: Sequence[int] = ()
-        if place < options.processes:
-            slots = range(place * options.threads, (place + 1) * options.threads)
+        mine = self._slots(place)
+        self._before[place] = self.shared.acknowledged[mine]
+        slots = range(mine.start, mine.stop)
         kind = ('zeo', 'ZEO')[place % 2] if options.client == 'mixed' else options.client
         make = Maker(kind, self._server.address, f'{self._scenario.name} {self._started}',
                      options.cache_size * 1024, self._scenario.sync)
@@ -536,6 +386,12 @@ class Stage:
             self.start(place)
         faults = self._faults()
         pause = threading.Event()       # never set: it paces the faults
+        patience = time.monotonic() + PATIENCE
+        while not self.shared.over.value and not all(self.shared.acknowledged):
+            # It begins when everybody has begun.
+            pause.wait(.1)
+            if time.monotonic() > patience:
+                raise Discrepancy('some have not committed anything yet')
         end = time.monotonic() + seconds
         while not self.shared.over.value and (left := end - time.monotonic()) > 0:
             pause.wait(min(left, self._chance.uniform(.5, 4) if faults else .5))
@@ -549,28 +405,32 @@ class Stage:
 
     def _restart(self) -> None:
         self._server.restart()
-        self.figures['restarts'] += 1
+        self.remembered.figures['restarts'] += 1
 
     def _kill_server(self) -> None:
         self._server.kill()
         if self._server.kind == 'zeo':
             self._server.judge()
         self._server.start()
-        self.figures['server deaths'] += 1
+        self.remembered.figures['server deaths'] += 1
 
     def _kill_client(self) -> None:
         place = self._chance.randrange(self._options.processes)
+        if self.shared.acknowledged[self._slots(place)] == self._before[place]:
+            return      # it has hardly begun
         process = self._processes.pop(place)
         process.kill()
         process.join(PATIENCE)
         process.close()
+        # The last that it told; the rest of its memory is gone.
+        self.remembered.acknowledged += filter(None, self.shared.acknowledged[self._slots(place)])
         self.start(place)
-        self.figures['client deaths'] += 1
+        self.remembered.figures['client deaths'] += 1
 
     def end(self) -> Remembered:
         """Tell all to end, gather what they remember."""
         self.shared.over.value = 1
-        remembered = Remembered(self.figures)
+        remembered = self.remembered
         for place, process in self._processes.items():
             process.join(PATIENCE)
             if process.exitcode is None:
@@ -598,7 +458,7 @@ def play(scenario: Scenario, options: argparse.Namespace, seconds: float) -> Rem
 
     storage = file_storage()
     if scenario.slow:
-        module = f'__import__({__name__!r}, fromlist=["SlowStorage"])'
+        module = '__import__("tests.system.hotset", fromlist=["SlowStorage"])'
         storage = Storage(f'{module}.SlowStorage("Data.fs", {options.mistake!r})')
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='zeo-stress-'))
@@ -610,6 +470,8 @@ def play(scenario: Scenario, options: argparse.Namespace, seconds: float) -> Rem
         stage = Stage(scenario, server, options, folder)
         try:
             stage.run(seconds)
+        except Discrepancy as discrepancy:
+            stage.remembered.failures.append(f'Discrepancy: {discrepancy}')
         finally:
             remembered = stage.end()
         server.stop()
@@ -617,27 +479,20 @@ def play(scenario: Scenario, options: argparse.Namespace, seconds: float) -> Rem
             print(f'The server said:\n{server.log}', file=sys.stderr)
         path = os.path.join(server.folder, 'Data.fs')
         try:
-            judge(path, remembered, stage.shared.packed.value)
+            judge(path, remembered)
         except Discrepancy as discrepancy:
             remembered.failures.append(f'Discrepancy: {discrepancy}')
         return remembered
 
 
-def judge(path: str, remembered: Remembered, since: int) -> None:
-    """Compare the server's file with what is remembered, and with what must be true at any time."""
-    revisions, tids = histories(path)
-    remembered.figures['revisions checked'] = check_snapshots(remembered.snapshots, revisions, since)
-    check_acknowledged(remembered.acknowledged, tids, since)
+def judge(path: str, remembered: Remembered) -> None:
+    """Compare what is remembered with the server's file, and the file with what must be true at any time."""
     with contextlib.closing(ZODB.DB(FileStorage(path, read_only=True))) as db:
+        note_history(db.storage, remembered.history)
+        remembered.figures['revisions checked'] = check_snapshots(remembered.snapshots, remembered.history)
+        check_acknowledged(remembered.acknowledged, remembered.history)
         with contextlib.closing(db.open()) as connection:
             read(connection.root(), AllOfIt())
-
-
-class AllOfIt(random.Random):
-    """Chooses everything that `read` leaves to chance."""
-
-    def random(self) -> float:
-        return 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -676,7 +531,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    # What is stored must belong to a module of the same name for everybody, the server included.
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
-    from tests.system import stress as myself
+    from tests.system import stress as myself     # what goes to other processes has its module's true name
     raise SystemExit(myself.main())

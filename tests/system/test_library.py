@@ -12,8 +12,8 @@ import ZODB
 from ZODB.FileStorage import FileStorage
 
 from tests.system import library
-from tests.system.library import Client
-from tests.system.library import Discrepancy
+from tests.system.team import Client
+from tests.system.team import Discrepancy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -34,12 +34,11 @@ def run(command: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize('command, documents', [
-    (['-m', 'tests.system.library', '--quick'], 40),
-    (['tests/system/library.py', '--quick', '--files', '10', '--unix'], 10),
+@pytest.mark.parametrize('options, documents', [
+    (['--quick'], 40), (['--quick', '--files', '10', '--unix'], 10),
 ], ids=['over TCP', 'over a Unix domain socket'])
-def test_the_library_comes_back_as_it_was(command, documents):
-    status, account = run([sys.executable, *command])
+def test_the_library_comes_back_as_it_was(options, documents):
+    status, account = run([sys.executable, '-m', 'tests.system.library', *options])
     assert status == 0, account
     assert 'no discrepancy' in account
     assert f'{documents} documents' in account
