@@ -210,7 +210,11 @@ class SocketPeer(Peer):
             socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(PATIENCE)
-        self.sock.connect(address)
+        try:
+            self.sock.connect(address)
+        except OSError:
+            self.sock.close()
+            raise
         self._inbox = Inbox(2**31)
         self._reader = threading.Thread(target=self._read, name='test reader', daemon=True)
         self.greeting = self.receive()
