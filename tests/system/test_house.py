@@ -15,7 +15,7 @@ FLOORS = {
     'zeo.server.session': 2, 'zeo.server.writer': 2, 'zeo.client.channel': 2,
     'zeo.StorageServer': 3, 'zeo.client.supervisor': 3, 'zeo.client.iteration': 3,
     'zeo.ClientStorage': 4, 'zeo.start': 4, 'zeo.convenience': 4,
-    'zeo': 5,
+    'zeo': 4,
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
 SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.writer',

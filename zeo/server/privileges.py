@@ -14,7 +14,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import zeo
+from zeo import errors
 from zeo.server.options import CannotStart
 
 #: Says what the current user cannot do, as the end of a sentence ("cannot write ..."), or None.
@@ -111,7 +111,7 @@ def settle(wanted: str | None, complaint: Complaint) -> str | None:
 
 def _missing_library(user: User) -> str | None:
     """What is imported already works on; so this is worth a warning and no more."""
-    for module in os, zeo:
+    for module in os, errors:
         if not os.access(str(module.__file__), os.R_OK):
             return (f'user {user.name} cannot read {os.path.dirname(str(module.__file__))}: modules'
                     ' that are needed later will not be found; install Python and zeo where that user'
