@@ -203,7 +203,7 @@ def test_a_wanted_user_who_could_not_work_is_an_error(monkeypatch):
 
 
 def test_a_library_that_the_user_cannot_read_is_worth_a_warning(monkeypatch, tmp_path):
-    monkeypatch.setattr(privileges.zeo, '__file__', str(tmp_path / 'absent' / '__init__.py'))
+    monkeypatch.setattr(privileges.errors, '__file__', str(tmp_path / 'absent' / '__init__.py'))
     assert privileges._missing_library(User('zope', 1, 1, ())).startswith(
         f'user zope cannot read {tmp_path}/absent: modules that are needed later')
 
