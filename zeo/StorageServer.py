@@ -305,15 +305,22 @@ class Connection:
         handle = self.session.handle
         outbox = self.session.outbox
         push = self.line.push
+        receive = self._sock.recv_into
+        payload = inbox.next()
         while True:
-            while (payload := inbox.next()) is not None:
+            while payload is not None:
                 handle(payload)
                 if outbox.backlog > _ENOUGH:
                     push(PATIENCE)
+                payload = inbox.next()
             if outbox.backlog:
                 push(PATIENCE)
-            if self._stopping or outbox.gone or not self._receive(inbox):
+            if self._stopping or outbox.gone:
                 return
+            count = receive(inbox.buffer())
+            if not count:
+                return
+            payload = inbox.received(count)
 
     def stop(self) -> None:
         """The server is closing: come to an end after the request that is served now.  Any thread."""

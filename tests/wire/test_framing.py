@@ -99,6 +99,38 @@ def test_frames_of_any_length_come_out_whole_while_the_buffer_grows(length: int,
     assert receive(Inbox(size=2**16), stream, [step]) == payloads
 
 
+@given(st.lists(st.integers(1, 9000), min_size=1, max_size=20),
+       st.lists(st.integers(1, 20_000), min_size=1, max_size=20))
+def test_received_is_advance_and_next(lengths: list[int], steps: list[int]) -> None:
+    stream = b''.join(itertools.chain(*(frame(bytes([length % 256]) * length) for length in lengths)))
+    one, other = Inbox(), Inbox()
+    found = []
+    for step in itertools.cycle(steps):
+        buffer = one.buffer()
+        assert len(buffer) == len(other.buffer())
+        count = min(step, len(buffer), len(stream))
+        buffer[:count] = other.buffer()[:count] = stream[:count]
+        del buffer
+        stream = stream[count:]
+        payload = one.received(count)
+        other.advance(count)
+        while payload is not None:
+            assert payload == other.next()
+            found.append(len(payload))
+            payload = one.next()
+        assert other.next() is None
+        if not stream:
+            break
+    assert found == lengths
+
+
+def test_received_refuses_what_next_refuses() -> None:
+    inbox = Inbox(limit=5)
+    inbox.buffer()[:10] = frame(b'123456')[0]
+    with pytest.raises(ProtocolError):
+        inbox.received(10)
+
+
 def test_a_payload_keeps_its_value_when_the_next_one_arrives() -> None:
     inbox = Inbox(size=16)
     first, = receive(inbox, frame(b'first')[0], [100])

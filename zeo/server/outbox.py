@@ -46,6 +46,10 @@ class Outcome(enum.Enum):
     GONE = 'gone'  #: the connection has ended
 
 
+# Looking up a member of an enumeration takes longer than all the rest (before Python 3.12).
+SENT, AGAIN, AHEAD, GONE = Outcome.SENT, Outcome.AGAIN, Outcome.AHEAD, Outcome.GONE
+
+
 class Outbox:
     """The frames still to be sent over one connection, first in, first out.
 
@@ -124,23 +128,26 @@ class Outbox:
         """
         with self._mutex:
             if self.gone:
-                return Outcome.GONE
+                return GONE
             if mark != self.published and not (watching and not self._touched):
-                return Outcome.AGAIN
+                return AGAIN
             if start > self.announced and not ahead:
-                return Outcome.AHEAD
-            self._append(frame)
-            return Outcome.SENT
+                return AHEAD
+            parts = self._parts  # as in `_append`
+            for part in frame:
+                parts.append(part)
+                self.backlog += len(part)
+            return SENT
 
     def reply_with_history(self, frame: Frame, start: bytes, *, ahead: bool = False) -> Outcome:
         """Append a load's reply about a revision that has ended: nothing can make it untrue."""
         with self._mutex:
             if self.gone:
-                return Outcome.GONE
+                return GONE
             if start > self.announced and not ahead:
-                return Outcome.AHEAD
+                return AHEAD
             self._append(frame)
-            return Outcome.SENT
+            return SENT
 
     def watch(self, oid: bytes) -> int:
         """A mark for doing a load again: from now on only announcements of this ``oid`` undo it.
@@ -192,6 +199,10 @@ class Outbox:
         with self._mutex:
             parts = self._parts
             size = 0
+            if self.backlog <= most and len(parts) <= 256:
+                taken.extend(parts)
+                parts.clear()
+                size = self.backlog
             while parts and len(taken) < 256:
                 if size and size + len(parts[0]) > most:
                     break

@@ -27,14 +27,17 @@ from ZODB.utils import z64
 
 from zeo.errors import ProtocolError
 from zeo.server import blobs
+from zeo.server.outbox import AHEAD
+from zeo.server.outbox import GONE
+from zeo.server.outbox import SENT
 from zeo.server.outbox import Outbox
-from zeo.server.outbox import Outcome
 from zeo.server.served import Served
 from zeo.server.transaction import Answer
 from zeo.server.transaction import Transaction
 from zeo.wire import messages
 from zeo.wire.messages import METHODS
 from zeo.wire.messages import PickledId
+from zeo.wire.messages import load_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,15 @@ class Session:
         Raises `ProtocolError` if the connection has to be closed.  Errors of a request are answered;
         those of a one-way message cannot be, so they end the connection, too.
         """
+        load = load_of(payload)
+        if load is not None and self._served is not None:
+            if self.outbox.backlog > ROOM:
+                self._wait_for_room()
+            try:
+                self._load(*load)
+            except Exception as error:
+                self._failed(load[0], 'loadBefore', error)
+            return
         message_id, oneway, name, args = messages.decode_from_client(payload)
         if messages.is_heartbeat(message_id):
             return
@@ -108,7 +120,7 @@ class Session:
         if name == 'loadBefore' and self._served is not None and not oneway:
             try:
                 oid, tid = args
-                self._load(message_id, oid, tid)
+                self._load(message_id, _oid(oid), _tid(tid))
             except Exception as error:
                 self._failed(message_id, name, error)
             return
@@ -269,8 +281,6 @@ class Session:
         served = self._served
         assert served is not None
         served.statistics.loads += 1
-        _oid(oid)
-        _tid(tid)
         load = self._storage.loadBefore
         watching = ahead = False
         mark = outbox.published
@@ -285,9 +295,9 @@ class Session:
                 outcome = outbox.reply_to_load(frame, mark, start, watching=watching, ahead=ahead)
             else:
                 outcome = outbox.reply_with_history(frame, start, ahead=ahead)
-            if outcome is Outcome.SENT or outcome is Outcome.GONE:
+            if outcome is SENT or outcome is GONE:
                 return
-            if outcome is Outcome.AHEAD:
+            if outcome is AHEAD:
                 outbox.deliver()  # what was answered before need not wait
                 if not outbox.wait_for_announcement(start, ANNOUNCEMENT_PATIENCE):
                     logger.warning('%s: transaction %s was read but is still not announced after'

@@ -30,6 +30,8 @@ PATIENCE = 0.2
 #: not be kept by one client that reads as fast as others write to it, nor must the writer.
 _AT_A_TIME = 1024 * 1024
 
+DONT_WAIT = socket.MSG_DONTWAIT
+
 #: How long in seconds the end of a connection waits for a thread that is just sending.
 CLOSING_PATIENCE = 10.0
 
@@ -40,6 +42,7 @@ class Line:
     def __init__(self, sock: socket.socket, outbox: Outbox, writer: 'Writer') -> None:
         self.sock = sock
         self.outbox = outbox
+        self._send = sock.send
         self._writer = writer
         # The turn to write.  Held for one sending that does not wait, or by the writer's thread
         # for as long as the client does not read.
@@ -57,14 +60,15 @@ class Line:
         Any thread may call this, with no mutex held; only the session's own has patience.  It never
         raises: a broken connection is noticed by the thread that reads from it.
         """
-        while self.outbox.backlog:
-            if not self._turn.acquire(blocking=False):
+        outbox = self.outbox
+        while outbox.backlog:
+            if not self._turn.acquire(False):
                 return  # who has it looks again
             if not self.send(patience):
                 self._writer.take_over(self)  # with the turn
                 return
             self._turn.release()
-        if self.outbox.gone:
+        if outbox.gone:
             self.hang_up()
 
     def send(self, patience: float = 0.0) -> bool:
@@ -72,32 +76,37 @@ class Line:
 
         Without patience it also ends (False) when that was enough for once.
         """
-        rest = self._rest
-        until = time.monotonic() + patience if patience else 0.0
-        enough = self.outbox.size_sent + _AT_A_TIME
+        outbox, rest = self.outbox, self._rest
+        until = 0.0
+        enough = outbox.size_sent + _AT_A_TIME
         while True:
             if not rest:
-                rest.extend(self.outbox.take())
+                if not outbox.backlog:
+                    return True
+                rest.extend(outbox.take())
                 if not rest:
                     return True
-                if not patience and self.outbox.size_sent > enough:
+                if not patience and outbox.size_sent > enough:
                     return False
             try:
                 if len(rest) == 1:
-                    sent = self.sock.send(rest[0], socket.MSG_DONTWAIT)
+                    sent = self._send(rest[0], DONT_WAIT)
                 else:
-                    sent = self.sock.sendmsg(list(rest)[:_MOST_PARTS], (), socket.MSG_DONTWAIT)
+                    sent = self.sock.sendmsg(list(rest)[:_MOST_PARTS], (), DONT_WAIT)
             except BlockingIOError:
-                if patience and self._wait(until - time.monotonic()):
-                    continue
+                if patience:
+                    now = time.monotonic()
+                    until = until or now + patience
+                    if self._wait(until - now):
+                        continue
                 return False
             except Exception as error:
                 if not isinstance(error, OSError):
                     logger.exception('a client cannot be sent to')
-                self.outbox.end()  # the reading thread finds out, too
+                outbox.end()  # the reading thread finds out, too
                 rest.clear()
                 return True
-            self.outbox.size_sent += sent
+            outbox.size_sent += sent
             while rest and sent >= len(rest[0]):
                 sent -= len(rest.popleft())
             if sent:

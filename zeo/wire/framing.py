@@ -22,7 +22,7 @@ _pack = HEADER.pack
 _unpack_from = HEADER.unpack_from
 
 #: Payloads up to this length are copied to make one part of them.
-_JOIN_UP_TO = 16 * 1024
+JOIN_UP_TO = 16 * 1024
 
 #: A buffer begins with so many bytes: most connections, most of the time, need no more.
 _SMALL = 4 * 1024
@@ -35,7 +35,7 @@ _FIRST_STEP = 4 * 1024 * 1024
 def frame(head: bytes, body: bytes = b'', tail: bytes = b'') -> Frame:
     """Put the header before a payload given in one to three parts."""
     length = len(head) + len(body) + len(tail)
-    if length <= _JOIN_UP_TO:
+    if length <= JOIN_UP_TO:
         return (b''.join((_pack(length), head, body, tail)),)
     if length > LONGEST:
         raise ProtocolError(f'a message of {length} bytes is longer than the protocol can carry')
@@ -82,6 +82,15 @@ class Inbox:
         have = len(self._long)
         if self._filled == have < self._length:
             self._long += bytes(min(have, self._length - have))
+
+    def received(self, count: int) -> bytes | bytearray | None:
+        """`advance`, then `next`: in one step if what came is just one whole frame, as it mostly is."""
+        if self._long is None and not self._end and 4 < count < len(self._buffer):
+            length, = _unpack_from(self._buffer)
+            if length + 4 == count and length <= self.limit:
+                return bytes(self._view[4:count])
+        self.advance(count)
+        return self.next()
 
     def next(self) -> bytes | bytearray | None:
         """The next whole payload, or None until more bytes have come.

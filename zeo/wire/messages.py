@@ -23,6 +23,7 @@ from zeo.errors import ProtocolError
 from zeo.wire import faults
 from zeo.wire import pickles
 from zeo.wire.framing import HEADER
+from zeo.wire.framing import JOIN_UP_TO
 from zeo.wire.framing import Frame
 from zeo.wire.framing import frame
 
@@ -214,7 +215,8 @@ _ENDS_LOAD = b'\x86' + _END
 
 _LOAD_REQUEST = Struct('<8si18s8s2s8s3s')  # header and start, id, request, oid, opcode, tid, end
 assert len(_IS_LOAD) == 18
-_LOAD_REQUEST_START = HEADER.pack(_LOAD_REQUEST.size - HEADER.size) + _START + b'J'
+_header = HEADER.pack
+_LOAD_REQUEST_START = _header(_LOAD_REQUEST.size - HEADER.size) + _START + b'J'
 _pack_load = _LOAD_REQUEST.pack
 
 #: The opcodes of integers, by their size.
@@ -237,15 +239,21 @@ def load_request(message_id: int, oid: bytes, tid: bytes) -> Frame:
     return request(message_id, 'loadBefore', (oid, tid))
 
 
-def _load_of(data: bytes | bytearray) -> FromClient | None:
+def load_of(data: bytes | bytearray) -> tuple[PickledId, bytes, bytes] | None:
+    """Id, oid and tid if that is a load: what `decode_from_client` finds, for those who are in a hurry."""
     unpack = _LOADS.get(len(data))
     if unpack is not None:
         start, message_id, name, oid, between, tid, end = unpack(data)
         if (name == _IS_LOAD and start == _START and between == _8 and end == _ENDS_LOAD
                 and (message_id[0] == _INTS.get(len(message_id))
                      or message_id == _8 + oid + _8 + tid + b'\x86')):
-            return message_id, False, 'loadBefore', (oid, tid)
+            return message_id, oid, tid
     return None
+
+
+def _load_of(data: bytes | bytearray) -> FromClient | None:
+    load = load_of(data)
+    return None if load is None else (load[0], False, 'loadBefore', load[1:])
 
 
 _REPLY_HEADS = {code: (layout.size, layout.unpack_from) for code, layout in [
@@ -261,11 +269,13 @@ def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | 
     try:
         if type(record) is bytes and len(start) == 8 and (end is None or len(end) == 8):
             length = len(record)
-            return frame(
-                _START + message_id + _IS_REPLY
-                + (b'B' + _length4(length) if length > 255 else b'C%c' % length),
-                record,
-                _8 + start + _CURRENT if end is None else _8 + start + _8 + end + _FORMER)
+            head = (_START + message_id + _IS_REPLY
+                    + (b'B' + _length4(length) if length > 255 else b'C%c' % length))
+            tail = _8 + start + _CURRENT if end is None else _8 + start + _8 + end + _FORMER
+            whole = len(head) + length + len(tail)
+            if whole <= JOIN_UP_TO:  # without another call
+                return (b''.join((_header(whole), head, record, tail)),)
+            return frame(head, record, tail)
     except Exception:
         pass  # an unusual storage, or too long
     return reply(message_id, (record, start, end))
