@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import threading
 import time
 import weakref
@@ -64,11 +65,13 @@ VOTE_ROUNDS = 9
 class _Commit:
     """The transaction between `tpc_begin` and its end.  It belongs to one connection."""
 
-    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved')
+    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid')
 
-    def __init__(self, transaction: Any, channel: Channel, id: int, updates: Updates) -> None:
+    def __init__(self, transaction: Any, link: Link, id: int, updates: Updates) -> None:
         self.transaction = transaction
-        self.channel = channel
+        self.channel = link.channel
+        self.tells_tid = link.offers('settle')  # the server can be asked what became of it
+        self.tid: bytes | None = None  # what it will get, if the server has told
         self.id = id  # how the server knows it
         self.updates = updates
         self.resolved: set[bytes] = set()  # stored otherwise than the application said
@@ -128,9 +131,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._cache_size = cache_size
         self._read_only = bool(read_only)
         self._server_sync = bool(server_sync)
+        self._wait_timeout = 30.0 if wait_timeout is None else wait_timeout
         self._options = {
             'read_only': self._read_only, 'fallback': bool(read_only_fallback), 'label': client_label,
-            'wait_timeout': 30.0 if wait_timeout is None else wait_timeout,
+            'wait_timeout': self._wait_timeout,
             'min_poll': min_disconnect_poll, 'max_poll': max_disconnect_poll}
         self._start_over = start_over
         self._info: dict[str, Any] = {}  # what the server says; that of the last connection
@@ -162,7 +166,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         # Held from tpc_begin to the end of the transaction; guards _commit.
         self._commit_lock = threading.Lock()
         self._commit: _Commit | None = None
-        self._transaction_ids = count(1)
+        # Not those of another client, should it be asked about.
+        self._transaction_ids = count(random.randrange(2**30))
         self._dropped_iterators = Dropped()
 
     def _connected(self, link: Link) -> None:
@@ -338,7 +343,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             link = self._supervisor.wait()
             if link.read_only:
                 raise ReadOnlyError()
-            commit = _Commit(transaction, link.channel, next(self._transaction_ids),
+            commit = _Commit(transaction, link, next(self._transaction_ids),
                              Updates(self._cache_size))
             link.channel.post('tpc_begin', (
                 commit.id, transaction.user, transaction.description, transaction.extension, tid,
@@ -393,7 +398,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         commit = self._committing(transaction)
         for _ in range(VOTE_ROUNDS):
             try:
-                answer = commit.channel.call('vote', (commit.id,)) or ()
+                answer = self._vote(commit)
             except ConflictError as error:
                 if error.oid is not None:
                     # Should not be needed.  If what is cached is outdated after all, a new attempt
@@ -416,6 +421,16 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         raise ConflictError(f'other transactions changed the same objects {VOTE_ROUNDS} times '
                             'while their conflicts were resolved')
 
+    @staticmethod
+    def _vote(commit: _Commit) -> Sequence[Any]:
+        """What the server reports about the objects of a transaction."""
+        if not commit.tells_tid:
+            return commit.channel.call('vote', (commit.id,)) or ()
+        answer = commit.channel.call('vote', (commit.id, True))
+        if isinstance(answer, tuple):
+            answer, commit.tid = answer
+        return answer or ()
+
     def tpc_finish(self, transaction: Any,
                    callback: Callable[[bytes], object] | None = None) -> bytes:
         commit = self._committing(transaction)
@@ -427,7 +442,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             tid: bytes = commit.channel.call('tpc_finish', (commit.id,), finished)
             return tid
         except (ClientDisconnected, ProtocolError) as error:
-            raise OutcomeUnknown(f'this transaction may be committed or not ({error})') from error
+            return self._find_out(commit, callback, error)
         except Exception:
             raise  # nothing happened, says the server; or our callback failed
         except BaseException:
@@ -435,6 +450,37 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise
         finally:
             self._end(commit)
+
+    def _find_out(self, commit: _Commit, callback: Callable[[bytes], object] | None,
+                  error: Exception) -> bytes:
+        """The connection was lost during `tpc_finish`: ask on the next one whether it is committed.
+
+        If it is, cache and database have caught up with it on that connection like with any other
+        transaction, before `lastTransaction` showed it; so the callback, which tells the database the
+        same again, comes late and does no harm.
+        """
+        until = time.monotonic() + self._wait_timeout
+        committed = None
+        while commit.tid is not None and committed is None:
+            try:
+                link = self._supervisor.wait(max(until - time.monotonic(), 0.0))
+                if not link.offers('settle'):
+                    break
+                committed = link.channel.call('settle', (commit.tid, commit.id))
+            except ClientDisconnected:
+                if time.monotonic() >= until or self._supervisor.state is State.CLOSED:
+                    break
+            except Exception:
+                logger.warning('The server cannot say what became of a transaction', exc_info=True)
+                break
+        if committed is None:
+            raise OutcomeUnknown(f'this transaction may be committed or not ({error})') from error
+        if not committed:
+            raise ClientDisconnected(f'this transaction was not committed ({error})') from error
+        assert commit.tid is not None
+        if callback is not None:
+            callback(commit.tid)
+        return commit.tid
 
     def tpc_abort(self, transaction: Any) -> None:
         commit = self._commit

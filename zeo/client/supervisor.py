@@ -26,12 +26,14 @@ from zeo.client.dialing import Address
 from zeo.client.dialing import Line
 from zeo.client.dialing import dial
 from zeo.client.dialing import display
+from zeo.client.inquiry import inquire
 from zeo.client.upkeep import Invalidation
 from zeo.client.upkeep import Upkeep
 from zeo.client.verification import Verdict
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
+from zeo.wire.messages import EXTENSIONS
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,11 @@ class Link:
             {'invalidateTransaction': lambda tid, oids: self.early.append((tid, oids))},
             loaded=upkeep.loaded, address=display(line.address))
         self.channel.set_timeout(REPLY_PATIENCE)
+
+    def offers(self, extension: str) -> bool:
+        """Whether the server can do that beyond the protocol, see `messages.EXTENSIONS`."""
+        offered = self.info.get(EXTENSIONS, ())
+        return isinstance(offered, (tuple, list)) and extension in offered
 
     def discard(self, reason: str) -> None:
         """End a connection that nobody watches."""
@@ -350,7 +357,7 @@ class Supervisor:
         verdict = Verdict.REFUSE
 
         def settle(_: object, changes: Any) -> None:
-            upkeep.settle(verdict, link.server_tid, changes, link.early)
+            upkeep.settle(verdict, link.server_tid, changes, link.early, link.offers('verify'))
             link.early = []
             channel.notices = {**self._notices, 'invalidateTransaction': upkeep.invalidated,
                                'info': link.info.update}
@@ -391,9 +398,17 @@ class Supervisor:
                 self._seeker = threading.Thread(
                     target=self._seek, name=f'zeo client of {self._storage}: seeker', daemon=True)
                 self._seeker.start()
+        inquirer = None
+        if next(self._upkeep.cache.suspects(), None) is not None:
+            inquirer = threading.Thread(
+                target=inquire, args=(link.channel, self._upkeep.cache), daemon=True,
+                name=f'zeo client of {self._storage}: inquirer')
+            inquirer.start()
         try:
             link.channel.watch()
         finally:
+            if inquirer is not None:
+                inquirer.join()  # its calls have failed
             with self._changed:
                 self.link = None
                 self._open.discard(link.channel)

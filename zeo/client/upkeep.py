@@ -88,16 +88,23 @@ class Upkeep:
         return verdict
 
     def settle(self, verdict: Verdict, server_tid: bytes, changes: Any,
-               early: Sequence[Invalidation]) -> None:
+               early: Sequence[Invalidation], can_inquire: bool = False) -> None:
         """Do it: afterwards cache and database are as of the server's last tid, or later.
 
         ``changes`` is the answer to ``getInvalidations``, if that was asked; ``early`` are the
-        invalidations that the connection has brought so far.
+        invalidations that the connection has brought so far.  If one ``can_inquire``, what cannot be
+        proved to be current is kept, in doubt (see `zeo.client.inquiry`).
         """
         cache = self.cache
         if verdict is Verdict.CATCH_UP:
             if changes is None:
                 verdict = Verdict.DROP
+                if can_inquire and len(cache):
+                    logger.info('The server cannot tell what changed since %s; it is asked about all'
+                                ' that is cached (%d records)', readable_tid_repr(cache.last_tid),
+                                len(cache))
+                    cache.suspect_all()
+                    verdict = Verdict.DOUBT
             else:
                 server_tid, oids = changes
                 cache.invalidate(None, oids)
@@ -108,7 +115,9 @@ class Upkeep:
                            'changed since %s', len(cache), readable_tid_repr(cache.last_tid))
             # Until the database has been told, lastTransaction() is not to move.
             cache.clear(cache.last_tid if cache.last_tid <= server_tid else z64)
-        if verdict in (Verdict.DROP, Verdict.START):
+        if not can_inquire:
+            cache.drop([oid for oid, _ in cache.suspects()])
+        if verdict in (Verdict.DROP, Verdict.DOUBT, Verdict.START):
             self._drop_objects()
         cache.set_last_tid(server_tid)
         for tid, oids in early:

@@ -19,6 +19,7 @@ class Verdict(Enum):
     START = 'nothing is known yet: valid as of the server\'s last tid'
     KEEP = 'nothing happened: valid as it is'
     CATCH_UP = 'ask the server what changed since'
+    DOUBT = 'ask the server about each object, and serve what is proven to be current'
     DROP = 'of unknown age: start with an empty one'
     REFUSE = 'newer than the server: do not talk to that server'
 
