@@ -311,14 +311,13 @@ class Channel:
         """Read and dispatch until the request is answered; then pass on the turn."""
         inbox = self._inbox
         try:
-            while not request.done:
-                payload = inbox.next()
-                if payload is not None:
-                    self._dispatch(payload)
+            payload = inbox.next()
+            while not request.done or (payload is not None and self.ended is None):
+                if payload is None:
+                    payload = self._receive(inbox)
                 else:
-                    self._receive(inbox)
-            while self.ended is None and (payload := inbox.next()) is not None:
-                self._dispatch(payload)
+                    self._dispatch(payload)
+                    payload = inbox.next()
         except Exception as error:
             self.end(error)
         except BaseException as error:
@@ -327,14 +326,15 @@ class Channel:
         finally:
             self._leave()
 
-    def _receive(self, inbox: Inbox) -> None:
+    def _receive(self, inbox: Inbox) -> bytes | bytearray | None:
+        """Wait for more; a message, if it is there as a whole now."""
         try:
             size = self._recv_into(inbox.buffer())
         except BlockingIOError:
-            return  # SO_RCVTIMEO: nothing came for a while
+            return None  # SO_RCVTIMEO: nothing came for a while
         if not size:
             raise ConnectionError('the server closed the connection')
-        inbox.advance(size)
+        return inbox.received(size)
 
     def _dispatch(self, payload: bytes | bytearray) -> None:
         """Read one message and do all it changes."""
@@ -425,14 +425,15 @@ class Channel:
         inbox = self._inbox
         calls = self._calls
         try:
+            payload = inbox.next()
             while self.ended is None:
-                payload = inbox.next()
                 if payload is not None:
                     self._dispatch(payload)
+                    payload = inbox.next()
                 elif (self._calls != calls and not self._outgoing.stuck) or monotonic() >= until:
                     break
                 else:
-                    self._receive(inbox)
+                    payload = self._receive(inbox)
         except Exception as error:
             self.end(error)
         finally:
