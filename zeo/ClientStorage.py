@@ -10,19 +10,26 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from itertools import count
+from typing import IO
 from typing import Any
 
 import zope.interface
 from ZODB import interfaces
 from ZODB.BaseStorage import copy as copy_transactions
+from ZODB.blob import FilesystemHelper
+from ZODB.blob import copyTransactionsFromTo as copy_transactions_and_blobs
 from ZODB.ConflictResolution import ConflictResolvingStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageTransactionError
+from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 from ZODB.utils import z64
 
+from zeo.client.blobs import PIECE
+from zeo.client.blobs import Blobs
+from zeo.client.blobs import open_blobs
 from zeo.client.cache import Cache
 from zeo.client.cache import cache_path
 from zeo.client.cache import open_cache
@@ -42,6 +49,7 @@ from zeo.errors import OutcomeUnknown
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.wire.messages import store_notice
+from zeo.wire.messages import upload_notice
 
 __all__ = [
     'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
@@ -58,6 +66,10 @@ OPTIONAL = {
         interfaces.IStorageRestoreable, interfaces.IStorageIteration, interfaces.IStorageUndoable,
         interfaces.IStorageCurrentRecordIteration, interfaces.IExternalGC)}
 
+#: The same, for clients that have a folder for blobs.
+_WITH_BLOBS = (interfaces.IBlobStorage, interfaces.IBlobStorageRestoreable)
+_IBLOBSTORAGE = interfaces.IBlobStorage.__module__, interfaces.IBlobStorage.__name__
+
 #: A vote whose conflicts this client resolves, and which then meets others, is given up after so many.
 VOTE_ROUNDS = 9
 
@@ -65,7 +77,7 @@ VOTE_ROUNDS = 9
 class _Commit:
     """The transaction between `tpc_begin` and its end.  It belongs to one connection."""
 
-    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid')
+    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs')
 
     def __init__(self, transaction: Any, link: Link, id: int, updates: Updates) -> None:
         self.transaction = transaction
@@ -75,6 +87,7 @@ class _Commit:
         self.id = id  # how the server knows it
         self.updates = updates
         self.resolved: set[bytes] = set()  # stored otherwise than the application said
+        self.blobs: list[tuple[bytes, str]] = []  # oids, and files that wait for the end
 
 
 @zope.interface.implementer(interfaces.IMultiCommitStorage, interfaces.IPrefetchStorage)
@@ -109,6 +122,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     ``client_label``: how the server's log calls this client.
 
+    ``blob_dir``: the folder in which blobs are cached, of at most about ``blob_cache_size`` bytes (None:
+    no limit); it is looked after each time ``blob_cache_size_check`` percent of that have come in.  With
+    ``shared_blob_dir`` it is the folder of the storage itself, which the server and this machine share.
+    Without ``blob_dir`` there are no blobs.
+
     ``start_over``: forget the cache if it turns out to be newer than the server, in place of refusing to
     talk to that server.
 
@@ -122,10 +140,20 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                  read_only_fallback: bool = False, client_label: str | None = None,
                  client: str | None = None, var: str | None = None,
                  cache: Cache | str | os.PathLike[str] | None = None, server_sync: bool = False,
-                 start_over: bool = False) -> None:
+                 start_over: bool = False, blob_dir: str | os.PathLike[str] | None = None,
+                 shared_blob_dir: bool = False, blob_cache_size: int | None = None,
+                 blob_cache_size_check: int = 10) -> None:
         if read_only and read_only_fallback:
             raise ValueError('read_only and read_only_fallback exclude each other')
+        if shared_blob_dir and blob_dir is None:
+            raise ValueError('shared_blob_dir needs a blob_dir')
         addresses = parse_addresses(addr)
+        self._blobs: Blobs | None = None
+        self.fshelper: FilesystemHelper | None = None  # tells where files of blobs are
+        if blob_dir is not None:
+            self._blobs = open_blobs(
+                os.fspath(blob_dir), shared_blob_dir, blob_cache_size, blob_cache_size_check)
+            self.fshelper = self._blobs.helper
         self.__name__ = name or ', '.join(map(display, addresses))
         self._storage = storage
         self._cache_size = cache_size
@@ -176,10 +204,18 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._server_address = display(link.address)
         self._last_link_read_only = link.read_only
         offered = {tuple(each) for each in link.info.get('interfaces', ())}
+        provided = [each for name, each in OPTIONAL.items() if name in offered]
+        blobs = self._blobs
+        if blobs is not None and _IBLOBSTORAGE in offered:
+            provided.append(interfaces.IBlobStorage)
+            if link.offers('restoreBlob'):
+                provided.append(interfaces.IBlobStorageRestoreable)
+            arrivals = blobs.arrivals()
+            if arrivals is not None:
+                link.channel.notices = {**link.channel.notices, **arrivals.notices}
         kept = [each for each in zope.interface.directlyProvidedBy(self)
-                if each not in OPTIONAL.values()]
-        zope.interface.directlyProvides(
-            self, *kept, *(each for name, each in OPTIONAL.items() if name in offered))
+                if each not in OPTIONAL.values() and each not in _WITH_BLOBS]
+        zope.interface.directlyProvides(self, *kept, *provided)
 
     def _after_fork(self) -> None:
         """In a child: leave the connection and the cache file to the parent, and begin anew."""
@@ -187,6 +223,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         addresses = self._supervisor.addresses
         self._supervisor.abandon()
         self._cache.abandon()
+        if self._blobs is not None:
+            self._blobs.abandon()
         if self._supervisor.state is State.CLOSED:
             return
         self._set_up(open_cache(None, self._cache_size, self._storage), addresses)
@@ -197,6 +235,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         """End the connection; what was cached persistently stays in its file.  May be called again."""
         self._supervisor.close()
         self._cache.close()
+        if self._blobs is not None:
+            self._blobs.close()
 
     def _call(self, method: str, *args: Any) -> Any:
         return self._supervisor.wait().channel.call(method, args)
@@ -440,9 +480,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
         try:
             tid: bytes = commit.channel.call('tpc_finish', (commit.id,), finished)
+            self._keep_blobs(commit, tid)
             return tid
         except (ClientDisconnected, ProtocolError) as error:
-            return self._find_out(commit, callback, error)
+            tid = self._find_out(commit, callback, error)
+            self._keep_blobs(commit, tid)
+            return tid
         except Exception:
             raise  # nothing happened, says the server; or our callback failed
         except BaseException:
@@ -494,8 +537,16 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         finally:
             self._end(commit)
 
+    def _keep_blobs(self, commit: _Commit, tid: bytes) -> None:
+        if self._blobs is not None:
+            for oid, path in commit.blobs:
+                self._blobs.keep(oid, tid, path)
+
     def _end(self, commit: _Commit) -> None:
         commit.updates.close()
+        if self._blobs is not None:
+            for _, path in commit.blobs:
+                self._blobs.discard(path)  # unless it is kept
         try:
             if commit.channel.ended is None:
                 self._dropped_iterators.report(commit.channel)
@@ -509,6 +560,73 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         """The transaction in progress, or None."""
         commit = self._commit
         return None if commit is None else commit.transaction
+
+    # ---- blobs
+
+    def _blob_folder(self) -> Blobs:
+        if self._blobs is None:
+            raise Unsupported(f'{self.__name__}: this client has no folder for blobs; give it a blob_dir')
+        return self._blobs
+
+    def temporaryDirectory(self) -> str:
+        """Where new blobs begin: a folder from which they can be taken over without being copied."""
+        folder: str = self._blob_folder().helper.temp_dir
+        return folder
+
+    def loadBlob(self, oid: bytes, serial: bytes) -> str:
+        """The path of a blob's file, which is fetched if need be."""
+        _check_ids(oid, serial)
+        return self._blob_folder().get(oid, serial, self._fetch_blob)
+
+    def openCommittedBlobFile(self, oid: bytes, serial: bytes, blob: Any = None) -> IO[bytes]:
+        """A blob's file, open for reading; it stays in the cache at least until it is closed."""
+        _check_ids(oid, serial)
+        return self._blob_folder().open(oid, serial, self._fetch_blob, blob)
+
+    def _fetch_blob(self, oid: bytes, serial: bytes) -> None:
+        link = self._supervisor.link
+        if link is not None:
+            try:
+                link.channel.call('sendBlob', (oid, serial))
+                return
+            except ClientDisconnected:
+                pass  # the past does not change: the next connection will bring it
+        self._call('sendBlob', oid, serial)
+
+    def storeBlob(self, oid: bytes, oldserial: bytes | str | None, data: bytes, blobfilename: str,
+                  version: str, transaction: Any) -> None:
+        """Store an object whose data is in a file, which is taken away."""
+        assert not version
+        serial = oldserial or z64
+        if isinstance(serial, str):  # as in ZODB's own tests of blobs
+            serial = serial.encode('latin-1')
+        self._send_blob('storeBlob', oid, (oid, serial, data), blobfilename, transaction)
+        self._committing(transaction).updates.store(oid, data)
+
+    def restoreBlob(self, oid: bytes, serial: bytes, data: bytes, blobfilename: str,
+                    prev_txn: bytes | None, transaction: Any) -> None:
+        """The same for a revision of another storage."""
+        self._send_blob('restoreBlob', oid, (oid, serial, data, prev_txn), blobfilename, transaction)
+        self._committing(transaction).updates.change(oid)
+
+    def _send_blob(self, method: str, oid: bytes, args: tuple[Any, ...], path: str,
+                   transaction: Any) -> None:
+        commit = self._committing(transaction, *args[:2])
+        blobs = self._blob_folder()
+        if not interfaces.IBlobStorage.providedBy(self):
+            raise Unsupported(f'{self.__name__}: the storage on the server has no blobs; it needs a'
+                              ' blob directory')
+        taken = blobs.take(oid, path)
+        commit.blobs.append((oid, taken))
+        post = commit.channel.post
+        if blobs.shared:
+            post(method + 'Shared', (*args, os.path.basename(taken), commit.id))
+            return
+        post('storeBlobStart')
+        with open(taken, 'rb', buffering=0) as file:
+            while piece := file.read(PIECE):
+                commit.channel.post_frame(upload_notice(piece))
+        post(method + 'End', (*args, commit.id))
 
     # ---- undo information, packing, copying
 
@@ -546,7 +664,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     def copyTransactionsFrom(self, other: Any, verbose: int = 0) -> None:
         """Copy all transactions of another storage, with their tids."""
-        copy_transactions(other, self, verbose)
+        if interfaces.IBlobStorageRestoreable.providedBy(self):
+            copy_transactions_and_blobs(other, self)
+        else:
+            copy_transactions(other, self, verbose)
 
 
 def _check_ids(*ids: bytes) -> None:

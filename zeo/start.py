@@ -22,6 +22,7 @@ from zeo.server import storages
 from zeo.server.options import CannotStart
 from zeo.server.options import PROGRAM
 from zeo.server.options import Options
+from zeo.server.options import blob_folder
 from zeo.server.options import data_file
 from zeo.server.options import parse
 from zeo.server.profiler import Profiler
@@ -78,6 +79,9 @@ def _complaint(options: Options, file: str | None) -> str | None:
     """What of the files on the command line the current user cannot work with."""
     if file is not None and (problem := privileges.may_serve(file, options.read_only)):
         return problem
+    blob_dir = None if file is None else blob_folder(options, file)
+    if blob_dir is not None and (problem := privileges.may_keep_blobs(blob_dir, options.read_only)):
+        return problem
     if file is None and options.user is None:
         return 'may not be able to write what the modules of -S open'
     written = [path for path in (options.log, options.profile) if path]
@@ -98,7 +102,8 @@ def _open(options: Options, file: str | None, signals: 'Signals') -> dict[str, A
     if file is None:
         openers = storages.openers(options.storages)
     else:
-        openers = {'1': lambda: storages.open_file(file, options.read_only)}
+        blob_dir = blob_folder(options, file)
+        openers = {'1': lambda: storages.open_file(file, options.read_only, blob_dir)}
     with signals.interrupting():
         return storages.open_all(openers)
 

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from zeo.server.options import StorageName
+from zeo.server.options import blob_folder
 from zeo.server.options import data_file
 from zeo.server.options import parse
 from zeo.version import __version__
@@ -28,6 +29,7 @@ def test_the_defaults():
     options = asks()
     assert options.addresses == (('localhost', 9999),)
     assert options.file is None and options.storages == () and options.environment == {}
+    assert options.blob_dir is None
     assert options.user is None and options.log is None and options.profile is None
     assert not options.debug and not options.read_only and not options.client_conflict_resolution
     assert options.transaction_timeout == 30
@@ -130,6 +132,7 @@ def test_there_is_no_file_when_storages_are_named():
     (['-p', '1', 'a', 'b'], 'more than one file name: a, b; give one, or use -S'),
     (['-p', '1', 'a', '-S', '1=m:x'], 'both a file name (a) and -S'),
     (['-p', '1', '-S', '1=m:x', '-S', '1=m:y'], "two storages have the name '1'"),
+    (['-p', '1', '-S', '1=m:x', '--blob-dir', 'blobs'], '--blob-dir is for a file'),
     (['-p', '1', '-S', 'm:x'], 'not of the form NAME=MODULE:ATTRIBUTE, such as 1=storages:main'),
     (['-p', '1', '-S', '1=m'], 'not of the form'),
     (['-p', '1', '-S', '=m:x'], 'not of the form'),
@@ -171,3 +174,18 @@ def test_the_version_is_shown(capsys):
         parse(['--version'])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f'zeo {__version__}\n'
+
+
+def test_blobs_are_where_the_option_says(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert blob_folder(asks('--blob-dir', 'blobs'), '/x/Data.fs') == str(tmp_path / 'blobs')
+
+
+def test_blobs_are_beside_the_file_if_there_is_a_folder(tmp_path):
+    file = str(tmp_path / 'Data.fs')
+    assert blob_folder(asks(), file) is None
+    (tmp_path / 'Data.fs.blobs').write_text('a file')
+    assert blob_folder(asks(), file) is None
+    (tmp_path / 'Data.fs.blobs').unlink()
+    (tmp_path / 'Data.fs.blobs').mkdir()
+    assert blob_folder(asks(), file) == file + '.blobs'

@@ -260,6 +260,23 @@ class TestFiles:
         os.chmod(owned + '/Data.fs', 0o000)
         assert asked('may_serve', owned + '/Data.fs', True) == f'cannot read {owned}/Data.fs'
 
+    def test_blobs_need_a_folder_that_can_be_written_or_made(self, owned):
+        blobs = owned + '/Data.fs.blobs'
+        assert asked('may_keep_blobs', blobs, False) is None
+        os.chmod(owned, 0o555)
+        assert asked('may_keep_blobs', blobs, False) == f'cannot write the folder {owned}'
+        os.mkdir(blobs)
+        os.chmod(blobs, 0o777)
+        assert asked('may_keep_blobs', blobs, False) is None
+        os.mkdir(blobs + '/tmp')
+        os.chmod(blobs + '/tmp', 0o555)
+        assert asked('may_keep_blobs', blobs, False) == f'cannot write the folder {blobs}/tmp'
+        os.chmod(blobs, 0o555)
+        assert asked('may_keep_blobs', blobs, True) is None
+        os.chmod(blobs, 0o000)
+        assert asked('may_keep_blobs', blobs, True) == f'cannot read {blobs}'
+        os.chmod(blobs, 0o700)
+
     def test_a_folder_out_of_reach_cannot_be_written(self, owned, world):
         os.chmod(world, 0o700)
         if os.geteuid() != 0:

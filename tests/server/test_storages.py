@@ -11,6 +11,7 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.FileStorage.format import CorruptedDataError
+from ZODB.interfaces import IBlobStorage
 from ZODB.MappingStorage import MappingStorage
 
 from zeo.server import storages
@@ -88,7 +89,7 @@ def test_a_file_in_use_names_the_process(here):
     (ValueError('two\nlines'), 'cannot open /x/Data.fs: ValueError: two lines'),
 ])
 def test_other_errors_are_told_in_one_line(monkeypatch, error, says):
-    def fail(path, read_only):
+    def fail(path, **options):
         raise error
     monkeypatch.setattr(storages, 'FileStorage', fail)
     assert refusal(storages.open_file, '/x/Data.fs', False).startswith(says)
@@ -255,3 +256,39 @@ def test_a_storage_is_described_by_class_and_name(here):
     assert storages.describe(MappingStorage()) == 'MappingStorage'
     assert storages.describe(DemoStorage('demo', base=MappingStorage())) == 'DemoStorage demo'
     assert storages.describe(Closing()) == 'Closing'
+
+
+# ---- the folder for blobs
+
+def test_the_folder_for_blobs_is_created(here):
+    storage = storages.open_file(str(here / 'Data.fs'), False, str(here / 'blobs'))
+    assert IBlobStorage.providedBy(storage)
+    storage.close()
+    assert (here / 'blobs' / '.layout').read_text() == 'bushy'
+    assert (here / 'blobs' / 'tmp').is_dir()
+
+
+def test_without_a_folder_for_blobs_there_are_none(here):
+    storage = storages.open_file(str(here / 'Data.fs'), False)
+    assert not IBlobStorage.providedBy(storage)
+    storage.close()
+
+
+def test_the_cache_of_a_client_is_not_taken_for_a_folder_of_blobs(here):
+    folder = here / 'cache'
+    folder.mkdir()
+    (folder / '.layout').write_text('zeocache')
+    assert refusal(storages.open_file, str(here / 'Data.fs'), False, str(folder)) == (
+        f"the folder for blobs {folder} cannot be used: it has the layout 'zeocache', as caches of clients"
+        ' have; choose another one with --blob-dir')
+    assert not (here / 'Data.fs').exists()
+
+
+def test_what_cannot_be_a_folder_for_blobs_is_named(here):
+    (here / 'file').write_text('x')
+    assert refusal(storages.open_file, str(here / 'Data.fs'), False, str(here / 'file' / 'blobs')) == (
+        f'the folder for blobs {here}/file/blobs cannot be used: Not a directory; choose another one with'
+        ' --blob-dir')
+    assert refusal(storages.open_file, str(here / 'Data.fs'), True, str(here / 'blobs')) == (
+        f'the folder for blobs {here}/blobs cannot be used: it does not exist; choose another one with'
+        ' --blob-dir')

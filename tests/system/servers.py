@@ -59,14 +59,23 @@ class Storage(NamedTuple):
 
 
 def file_storage(path: str = 'Data.fs', wrapper: str = '', read_only: bool = False,
-                 pack_gc: bool = True) -> Storage:
-    """A FileStorage; ``wrapper`` may be 'HexStorage' or 'ServerHexStorage' (ZODB.tests.hexstorage)."""
+                 pack_gc: bool = True, blobs: str = '', blob_wrapper: bool = False) -> Storage:
+    """A FileStorage; ``wrapper`` may be 'HexStorage' or 'ServerHexStorage' (ZODB.tests.hexstorage).
+
+    ``blobs`` is the folder for its blobs, which may be kept by a wrapper.
+    """
     options = ', read_only=True' if read_only else ''
     options += '' if pack_gc else ', pack_gc=False'
+    if blobs and blob_wrapper:
+        return Storage(
+            f'BlobStorage({blobs!r}, FileStorage({path!r}{options}))',
+            f'<blobstorage NAME>\nblob-dir {blobs}\n<filestorage>\npath {path}\nread-only {read_only}\n'
+            f'pack-gc {pack_gc}\n</filestorage>\n</blobstorage>\n')
+    options += f', blob_dir={blobs!r}' if blobs else ''
     python = f'FileStorage({path!r}{options})'
     name = '' if wrapper else ' NAME'
     section = (f'<filestorage{name}>\npath {path}\nread-only {read_only}\npack-gc {pack_gc}\n'
-               '</filestorage>\n')
+               + (f'blob-dir {blobs}\n' if blobs else '') + '</filestorage>\n')
     if wrapper:
         python = f'{wrapper}({python})'
         kind = wrapper.lower()
@@ -186,7 +195,8 @@ class Server:
         if list(self.storages) == ['1'] and (path := self.storages['1'].path):
             return [*arguments, path]
         module = f'storages{self._runs}'
-        lines = ['from ZODB.FileStorage import FileStorage',
+        lines = ['from ZODB.blob import BlobStorage',
+                 'from ZODB.FileStorage import FileStorage',
                  'from ZODB.tests.hexstorage import HexStorage, ServerHexStorage']
         for number, (name, storage) in enumerate(self.storages.items()):
             lines.append(f'storage{number} = {storage.python}')
@@ -282,11 +292,12 @@ class Pool:
     """
 
     def __init__(self, kind: str = 'zeo', *, unix: bool = False, wrapper: str = '', size: int = 50,
-                 **options: Any) -> None:
+                 blobs: bool = False, **options: Any) -> None:
         self._kind = kind
         self._unix = unix
         self._wrapper = wrapper
         self._size = size
+        self._blobs = blobs     # each storage in a folder NAME.blobs
         self._options = options
         self._server: Server | None = None
         self._names: Iterator[str] = iter(())
@@ -297,7 +308,9 @@ class Pool:
         if name is None:
             self.close()
             names = [str(number) for number in range(1, self._size + 1)]
-            storages = {name: file_storage(f'{name}.fs', self._wrapper) for name in names}
+            storages = {name: file_storage(f'{name}.fs', self._wrapper,
+                                           blobs=f'{name}.blobs' if self._blobs else '')
+                        for name in names}
             self._server = Server(self._kind, storages, unix=self._unix, **self._options)
             self._server.start()
             self._names = iter(names)

@@ -6,10 +6,13 @@ Several processes may share one cache folder; two that want the same blob at the
 it, and the second rename replaces the first file by an equal one.
 
 When more than ``size`` bytes are cached, those used longest ago go first, but none that is open (its
-reader holds a shared `flock`) and none that was used in the last moments.
+reader holds a shared `flock`) and none that was written or used in the last moments.
+
+The folder is laid out as ZEO's blob caches are, so one that is there can be taken over.
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -21,23 +24,38 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import IO
 from typing import Any
+from typing import NamedTuple
+from typing import Protocol
 
+from ZODB.blob import BLOB_SUFFIX
+from ZODB.blob import LAYOUT_MARKER
+from ZODB.blob import READ_PERMS
 from ZODB.blob import BlobFile
 from ZODB.blob import FilesystemHelper
 from ZODB.blob import rename_or_copy_blob
 from ZODB.POSException import POSKeyError
 from ZODB.utils import oid_repr
 from ZODB.utils import tid_repr
+from ZODB.utils import u64
 
 from zeo.errors import ClientStorageError
 
 logger = logging.getLogger(__name__)
 
-#: Files that were used within so many seconds are not removed to make room.
-JUST_USED = 30.0
+#: Blobs are sent in pieces of so many bytes.  Longer ones are slow in servers that read 256 KB at a time.
+PIECE = 120_000
+
+#: Files that were written or used within so many seconds are not removed to make room.
+JUST_USED = 10.0
 
 #: Temporary files that are older than this, in seconds, were left behind by a crash.
 LEFT_BEHIND = 24 * 3600.0
+
+#: How long before a machine went down, in seconds, data may have been written that is not on its disk.
+UNSETTLED = 600.0
+
+#: Changes when the machine is started.
+BOOT_ID = '/proc/sys/kernel/random/boot_id'
 
 #: How often a blob is fetched again that somebody else removed in the moment it was to be opened.
 ATTEMPTS = 10
@@ -46,46 +64,164 @@ ATTEMPTS = 10
 Fetch = Callable[[bytes, bytes], object]
 
 
+class Blobs(Protocol):
+    """What both kinds of folder can do."""
+
+    helper: FilesystemHelper
+    shared: bool
+
+    def take(self, oid: bytes, path: str) -> str:
+        """Move the application's file to the folder, for as long as its transaction lasts."""
+
+    def keep(self, oid: bytes, tid: bytes, path: str) -> None:
+        """The transaction has finished: what was taken is this revision."""
+
+    def discard(self, path: str) -> None:
+        """Forget a file that was taken, if it is still there."""
+
+    def get(self, oid: bytes, tid: bytes, fetch: Fetch) -> str:
+        """The path of a revision's file.  Raises `POSKeyError` if there is none."""
+
+    def open(self, oid: bytes, tid: bytes, fetch: Fetch, blob: Any = None) -> IO[bytes]:
+        """A revision's file, for reading; ``blob`` is the `ZODB.blob.Blob` that keeps track of it."""
+
+    def arrivals(self) -> 'Arrivals | None':
+        """What receives blobs from a new connection; those before have ended."""
+
+    def abandon(self) -> None:
+        """In a forked child: leave everything that is under way to the parent."""
+
+    def close(self) -> None:
+        """Wait until no thread is at work."""
+
+
+def open_blobs(folder: str, shared: bool, size: int | None, check: int) -> Blobs:
+    """The folder for blobs; raises `ClientStorageError`, which names it, if it cannot be used."""
+    if shared:
+        return SharedBlobs(folder)
+    return BlobCache(folder, size, check)
+
+
+class CacheLayout:
+    """Which file in a cache folder is whose."""
+
+    name = 'zeocache'
+    folders = 997
+
+    def oid_to_path(self, oid: bytes) -> str:
+        return str(u64(oid) % self.folders)
+
+    def getBlobFilePath(self, oid: bytes, tid: bytes) -> str:
+        number, folder = divmod(u64(oid), self.folders)
+        return os.path.join(str(folder), f'{number}.{tid.hex()}{BLOB_SUFFIX}')
+
+
+class _CacheHelper(FilesystemHelper):  # type: ignore[misc]
+    """ZODB's helper, for those who look for it in a storage."""
+
+    def __init__(self, folder: str) -> None:
+        self.base_dir = folder + os.sep
+        self.temp_dir = os.path.join(folder, 'tmp')
+        self.layout = CacheLayout()
+        self.layout_name = self.layout.name
+
+
+def _layout_of(folder: str) -> str | None:
+    try:
+        with open(os.path.join(folder, LAYOUT_MARKER)) as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _take(path: str, folder: str) -> str:
+    handle, target = tempfile.mkstemp(prefix='zeo-', suffix='.tmp', dir=folder)
+    os.close(handle)
+    try:
+        rename_or_copy_blob(path, target, chmod=False)
+    except BaseException:
+        _unlink(target)
+        raise
+    return target
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _open(path: str, blob: Any) -> IO[bytes]:
+    if blob is None:
+        return open(path, 'rb')
+    file: IO[bytes] = BlobFile(path, 'r', blob)
+    return file
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Let an `OSError` say what could not be done with which folder."""
+    try:
+        yield
+    except OSError as error:
+        raise ClientStorageError(f'{what}: {error.strerror or error}') from error
+
+
 class SharedBlobs:
     """The blob folder of the server's storage, which this machine can reach by itself."""
 
+    shared = True
+
     def __init__(self, folder: str) -> None:
-        self._helper = FilesystemHelper(folder)
-        self._helper.create()
-        self.temporary: str = self._helper.temp_dir
+        folder = os.path.abspath(folder)
+        with _explained(f'the shared blob folder {folder} cannot be used'):
+            if _layout_of(folder) == CacheLayout.name:
+                raise OSError(errno.EINVAL, 'it is the cache of a client, not the folder of a storage')
+            if not os.path.isdir(folder):
+                raise OSError(errno.ENOENT, "it does not exist; it has to be the server's")
+            self.helper = FilesystemHelper(folder)
+        self._folder = folder
 
     def take(self, oid: bytes, path: str) -> str:
-        """Move the application's file to where the server finds it under its bare name."""
-        folder = self._helper.getPathForOID(oid, create=True)
-        handle, target = tempfile.mkstemp(prefix='zeo-', suffix='.tmp', dir=folder)
-        os.close(handle)
-        rename_or_copy_blob(path, target, chmod=False)
+        with _explained(f'a blob cannot be put into {self._folder}'):
+            target = _take(path, self.helper.getPathForOID(oid, create=True))
+            os.chmod(target, 0o644)  # the server may be another user
         return target
 
     def keep(self, oid: bytes, tid: bytes, path: str) -> None:
-        """The transaction has finished; the server has taken the file."""
+        """The server has taken the file."""
+
+    def discard(self, path: str) -> None:
+        _unlink(path)
 
     def get(self, oid: bytes, tid: bytes, fetch: Fetch) -> str:
-        """The path of a revision's file."""
-        path: str = self._helper.getBlobFilename(oid, tid)
+        path: str = self.helper.getBlobFilename(oid, tid)
         if not os.path.exists(path):
-            # On a network file system it may take the asking of the server for us to see it.
-            fetch(oid, tid)
+            with contextlib.suppress(OSError):
+                os.listdir(os.path.dirname(path))  # has a network file system look again
             if not os.path.exists(path):
                 raise POSKeyError(f'No blob file at {path}', oid, tid)
         return path
 
     def open(self, oid: bytes, tid: bytes, fetch: Fetch, blob: Any = None) -> IO[bytes]:
-        """A revision's file, for reading."""
         return _open(self.get(oid, tid, fetch), blob)
 
-    def discard(self, path: str) -> None:
-        """Forget a file that was taken, if it is still there."""
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    def arrivals(self) -> None:
+        return None
+
+    def abandon(self) -> None:
+        """Nothing is under way."""
 
     def close(self) -> None:
         """Nothing is left to do."""
+
+
+class _File(NamedTuple):
+    """A cached blob, as a look at the folder found it."""
+
+    used: float
+    changed: float
+    size: int
+    path: str
 
 
 class BlobCache:
@@ -95,148 +231,155 @@ class BlobCache:
     names the folder, if it cannot be used.
     """
 
+    shared = False
+
     def __init__(self, folder: str, size: int | None = None, check: int = 10) -> None:
+        if not 0 <= check < 100:
+            raise ValueError(f'blob_cache_size_check is a percentage below 100, not {check}')
         self.folder = os.path.abspath(folder)
-        self.temporary = os.path.join(self.folder, 'tmp')
-        try:
-            os.makedirs(self.temporary, 0o700, exist_ok=True)
-            if not os.access(self.temporary, os.W_OK | os.X_OK):
-                raise PermissionError('not writable')
-        except OSError as error:
-            raise ClientStorageError(
-                f'the blob cache folder {self.folder} cannot be used:'
-                f' {error.strerror or error}') from None
+        self.helper = _CacheHelper(self.folder)
+        self.temporary: str = self.helper.temp_dir
         self._size = size
-        self._step = None if size is None else size * check // 100
+        self._step = 0 if size is None else size * check // 100
         self._arrived = 0  # bytes since the folder was looked after; may be a little wrong
-        self._arriving: dict[tuple[bytes, bytes], IO[bytes]] = {}  # belongs to the reading thread
+        self._set_up()
+        with _explained(f'the blob cache folder {self.folder} cannot be used'):
+            self._prepare()
+            self._remove_leftovers()
+            self._remove_unsettled()
+        self._grown(self._step)
+
+    def _set_up(self) -> None:
         # Guards `_fetching` and `_sweeper`; a leaf.
         self._mutex = threading.Lock()
         self._fetching: dict[tuple[bytes, bytes], threading.Event] = {}
         self._sweeper: threading.Thread | None = None
-        self._remove_leftovers()
-        self._grown(self._step or 0)
+        self._closed = threading.Event()
+        self._arrivals: Arrivals | None = None
+
+    def _prepare(self) -> None:
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        layout = _layout_of(self.folder)
+        if layout is None:
+            if any(not name.startswith('.') and name != 'tmp' for name in os.listdir(self.folder)):
+                raise OSError(errno.EINVAL, 'it contains something else; give an empty folder')
+            self._write(LAYOUT_MARKER, CacheLayout.name)
+        elif layout != CacheLayout.name:
+            raise OSError(errno.EINVAL, 'it is the folder of a storage, not a cache; give another one,'
+                          ' or shared_blob_dir if the server uses just this folder')
+        self._make_folder(self.temporary)
+        if not os.access(self.temporary, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, 'it is not writable')
+
+    def _make_folder(self, path: str) -> None:
+        """Make a folder within ours, for the same users."""
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            return
+        os.chmod(path, stat.S_IMODE(os.stat(self.folder).st_mode))
+
+    def _write(self, name: str, content: str) -> None:
+        handle, path = tempfile.mkstemp(prefix='.zeo-', dir=self.folder)
+        with open(handle, 'w') as file:
+            file.write(content)
+        os.chmod(path, 0o644)
+        os.replace(path, os.path.join(self.folder, name))
 
     # ---- files
 
     def _path(self, oid: bytes, tid: bytes) -> str:
-        return os.path.join(self.folder, f'{oid[-1]:02x}', f'{oid.hex()}.{tid.hex()}.blob')
+        path: str = self.helper.getBlobFilename(oid, tid)
+        return path
 
-    def _rename(self, path: str, oid: bytes, tid: bytes) -> None:
+    def _name(self, path: str, oid: bytes, tid: bytes) -> None:
+        """Give a complete file its final name; who may read the folder may read it."""
         target = self._path(oid, tid)
-        os.chmod(path, stat.S_IRUSR)
-        try:
-            os.rename(path, target)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
-            os.rename(path, target)
+        folder = os.path.dirname(target)
+        self._make_folder(folder)
+        os.chmod(path, stat.S_IRUSR | os.stat(folder).st_mode & READ_PERMS)
+        os.replace(path, target)
 
     def take(self, oid: bytes, path: str) -> str:
-        """Move the application's file to this folder, for as long as its transaction lasts."""
-        handle, target = tempfile.mkstemp(prefix='zeo-', suffix='.tmp', dir=self.temporary)
-        os.close(handle)
-        rename_or_copy_blob(path, target, chmod=False)
-        return target
+        with _explained(f'a blob cannot be put into {self.temporary}'):
+            return _take(path, self.temporary)
 
     def keep(self, oid: bytes, tid: bytes, path: str) -> None:
-        """The transaction has finished: what it has sent is cached as this revision."""
-        size = os.stat(path).st_size
-        self._rename(path, oid, tid)
-        self._grown(size)
+        try:
+            size = os.stat(path).st_size
+            self._name(path, oid, tid)
+        except OSError as error:
+            logger.error('%s: a blob is not kept: %s', self.folder, error)  # the server has it
+        else:
+            self._grown(size)
 
     def discard(self, path: str) -> None:
-        """Forget a file that was taken, if it is still there."""
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        _unlink(path)
 
     # ---- reading
 
     def get(self, oid: bytes, tid: bytes, fetch: Fetch) -> str:
-        """The path of a revision's file, which the server is asked for if it is not there."""
         path = self._path(oid, tid)
-        try:
-            os.utime(path)  # the clock of "used longest ago"
-            return path
-        except FileNotFoundError:
-            pass
         key = oid, tid
-        with self._mutex:
-            underway = self._fetching.get(key)
-            if underway is None:
-                self._fetching[key] = mine = threading.Event()
-        if underway is not None:
-            underway.wait()  # ended by the thread that fetches
-            if os.path.exists(path):
-                return path
-            return self.get(oid, tid, fetch)
-        try:
-            fetch(oid, tid)
-        finally:
+        while not self._use(path):
             with self._mutex:
-                del self._fetching[key]
-            mine.set()
-        if not os.path.exists(path):
-            raise POSKeyError(f'the server has no blob {oid_repr(oid)} {tid_repr(tid)}', oid, tid)
+                underway = self._fetching.get(key)
+                if underway is None:
+                    self._fetching[key] = mine = threading.Event()
+            if underway is not None:
+                underway.wait()  # set by the thread that fetches, whatever comes of it
+                continue
+            try:
+                fetch(oid, tid)
+                arrivals = self._arrivals
+                failure = None if arrivals is None else arrivals.failures.pop(key, None)
+            finally:
+                with self._mutex:
+                    self._fetching.pop(key, None)
+                mine.set()
+            if self._use(path):
+                break
+            if failure is not None:
+                raise ClientStorageError(f'the blob cache folder {self.folder} cannot be written to:'
+                                         f' {failure.strerror or failure}') from failure
+            raise POSKeyError(f'No blob {oid_repr(oid)} {tid_repr(tid)} on the server', oid, tid)
         return path
 
+    @staticmethod
+    def _use(path: str) -> bool:
+        """Whether the file is there; it is noted that it is used."""
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return False
+        if abs(time.time() - found.st_atime) > 1:
+            with contextlib.suppress(OSError):  # it may be another user's
+                os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+        return True
+
     def open(self, oid: bytes, tid: bytes, fetch: Fetch, blob: Any = None) -> IO[bytes]:
-        """A revision's file, for reading; it is not removed while it is open."""
         for _ in range(ATTEMPTS):
             try:
                 file = _open(self.get(oid, tid, fetch), blob)
             except FileNotFoundError:
                 continue  # removed in between, by another process
-            fcntl.flock(file, fcntl.LOCK_SH)
+            with contextlib.suppress(OSError):  # not every network file system has it
+                fcntl.flock(file, fcntl.LOCK_SH)
             return file
         raise ClientStorageError(
-            f'blobs vanish from the cache folder {self.folder} as soon as they are fetched;'
-            ' is blob_cache_size too small for what is used at a time?')
+            f'blobs vanish from the cache folder {self.folder} as soon as they are fetched')
 
-    # ---- receiving: by the thread that reads from the connection, in the order of the wire
-
-    def begin(self, oid: bytes, tid: bytes) -> None:
-        """A blob begins to arrive."""
-        self._drop(oid, tid)
-        self._arriving[oid, tid] = tempfile.NamedTemporaryFile(
-            prefix='zeo-', suffix='.download', dir=self.temporary, buffering=0, delete=False)
-
-    def add(self, oid: bytes, tid: bytes, data: bytes) -> None:
-        """A piece of it."""
-        file = self._arriving.get((oid, tid))
-        if file is None:
-            return  # it could not be begun, or written to; the one who asked finds no file
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest):]
-        except OSError as error:
-            logger.error('The blob cache %s cannot be written to: %s', self.folder, error.strerror)
-            self._drop(oid, tid)
-
-    def complete(self, oid: bytes, tid: bytes) -> None:
-        """All of it is there."""
-        file = self._arriving.pop((oid, tid), None)
-        if file is not None:
-            size = file.tell()
-            file.close()
-            self._rename(file.name, oid, tid)
-            self._grown(size)
-
-    def _drop(self, oid: bytes, tid: bytes) -> None:
-        file = self._arriving.pop((oid, tid), None)
-        if file is not None:
-            file.close()
-            self.discard(file.name)
-
-    def lost(self) -> None:
-        """The connection has ended: what was arriving will not be completed."""
-        for oid, tid in list(self._arriving):
-            self._drop(oid, tid)
+    def arrivals(self) -> 'Arrivals':
+        if self._arrivals is not None:
+            self._arrivals.lost()
+        self._arrivals = Arrivals(self)
+        return self._arrivals
 
     # ---- making room
 
     def _grown(self, size: int) -> None:
-        if self._step is None:
+        """So many bytes have come in."""
+        if self._size is None:
             return
         self._arrived += size
         if self._arrived < self._step:
@@ -245,31 +388,44 @@ class BlobCache:
             if self._sweeper is None or not self._sweeper.is_alive():
                 self._arrived = 0
                 self._sweeper = threading.Thread(
-                    target=self.sweep, name='zeo blob cache', daemon=True)
-                self._sweeper.start()
+                    target=self._make_room, name='zeo blob cache', daemon=True)
+                with contextlib.suppress(RuntimeError):  # no more threads now: next time
+                    self._sweeper.start()
 
-    def _files(self) -> Iterator[tuple[float, int, str]]:
-        """Time of last use, size and path of each cached blob."""
+    def _make_room(self) -> None:
+        try:
+            while not self.sweep() and not self._closed.wait(JUST_USED):
+                pass
+        except OSError as error:
+            logger.error('no room can be made in %s: %s', self.folder, error)
+
+    def _files(self) -> Iterator[_File]:
         with os.scandir(self.folder) as folders:
             for folder in folders:
-                if len(folder.name) == 2 and folder.is_dir():
+                if folder.name.isdecimal() and folder.is_dir():
                     with os.scandir(folder.path) as files:
                         for file in files:
-                            with contextlib.suppress(FileNotFoundError):
-                                found = file.stat()
-                                yield found.st_mtime, found.st_size, file.path
+                            if file.name.endswith(BLOB_SUFFIX):
+                                with contextlib.suppress(FileNotFoundError):
+                                    found = file.stat()
+                                    yield _File(max(found.st_atime, found.st_mtime), found.st_ctime,
+                                                found.st_size, file.path)
 
-    def sweep(self) -> None:
-        """Remove what was used longest ago until the rest is small enough."""
-        assert self._size is not None and self._step is not None
+    def sweep(self) -> bool:
+        """Remove what was used longest ago until the rest is small enough; False if that is in use."""
+        assert self._size is not None
         files = sorted(self._files())
-        excess = sum(size for _, size, _ in files) - max(self._size - self._step, 0)
+        excess = sum(file.size for file in files) - self._size
+        if excess <= 0:
+            return True
+        excess += self._step
         latest = time.time() - JUST_USED
-        for used, size, path in files:
-            if excess <= 0 or used > latest:
+        for file in files:
+            if excess <= 0 or file.used > latest:
                 break
-            if self._remove_if_unused(path):
-                excess -= size
+            if self._remove_if_unused(file.path):
+                excess -= file.size
+        return excess <= self._step
 
     @staticmethod
     def _remove_if_unused(path: str) -> bool:
@@ -277,9 +433,11 @@ class BlobCache:
             with open(path, 'rb', buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(path)
-                return True
+        except FileNotFoundError:
+            pass  # another process makes room, too
         except OSError:
-            return False  # open, or gone already
+            return False
+        return True
 
     def _remove_leftovers(self) -> None:
         oldest = time.time() - LEFT_BEHIND
@@ -289,18 +447,121 @@ class BlobCache:
                     if file.name.startswith('zeo-') and file.stat().st_mtime < oldest:
                         os.unlink(file.path)
 
+    def _remove_unsettled(self) -> None:
+        """After the machine was started again: remove what came in last before it went down.
+
+        The names of files may have reached the disk before their data.  What is removed without need
+        will be fetched again.
+        """
+        try:
+            with open(BOOT_ID) as file:
+                boot = file.read()
+        except OSError:
+            return  # another kind of system, on which nothing better is known
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(self.folder, '.boot')) as file:
+            if file.read() == boot:
+                return
+        files = list(self._files())
+        last = max((file.changed for file in files), default=0.0)
+        for cached in files:
+            if cached.changed > last - UNSETTLED:
+                _unlink(cached.path)
+        self._write('.boot', boot)
+
+    # ---- the end
+
+    def abandon(self) -> None:
+        if self._arrivals is not None:
+            self._arrivals.abandon()
+        self._set_up()
+
     def close(self) -> None:
-        """Wait until no thread is at work."""
-        self.lost()
+        self._closed.set()
+        if self._arrivals is not None:
+            self._arrivals.lost()
         with self._mutex:
             sweeper = self._sweeper
-        if sweeper is not None:
+        if sweeper is not None and sweeper.ident is not None:
             sweeper.join()
 
 
-def _open(path: str, blob: Any) -> IO[bytes]:
-    """Open a file for a `ZODB.blob.Blob`, which keeps track of it, or for nobody (None)."""
-    if blob is None:
-        return open(path, 'rb')
-    file: IO[bytes] = BlobFile(path, 'r', blob)
-    return file
+class Arrivals:
+    """The blobs that arrive over one connection.
+
+    The methods `start`, `add` and `complete` are called by the thread that reads, one at a time; they
+    raise nothing, since a full disk is no reason to end the connection.  ``failures`` says by oid and
+    tid why a blob could not be stored.
+    """
+
+    def __init__(self, cache: BlobCache) -> None:
+        self._cache = cache
+        self._files: dict[tuple[bytes, bytes], tuple[IO[bytes], str]] = {}
+        self.failures: dict[tuple[bytes, bytes], OSError] = {}
+
+    @property
+    def notices(self) -> dict[str, Callable[..., None]]:
+        """What the server sends, and what is to be done with it."""
+        return {'receiveBlobStart': self.start, 'receiveBlobChunk': self.add,
+                'receiveBlobStop': self.complete}
+
+    def start(self, oid: bytes, tid: bytes) -> None:
+        """A blob begins to arrive."""
+        self._drop((oid, tid))
+        self.failures.pop((oid, tid), None)
+        try:
+            handle, path = tempfile.mkstemp(prefix='zeo-', suffix='.tmp', dir=self._cache.temporary)
+            self._files[oid, tid] = open(handle, 'wb', buffering=0), path
+        except OSError as error:
+            self._fail((oid, tid), error)
+
+    def add(self, oid: bytes, tid: bytes, data: bytes | memoryview) -> None:
+        """A piece of it."""
+        found = self._files.get((oid, tid))
+        if found is None:
+            return  # it could not be begun, or written to
+        file, _ = found
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest):]
+        except OSError as error:
+            self._fail((oid, tid), error)
+
+    def complete(self, oid: bytes, tid: bytes) -> None:
+        """All of it is there."""
+        found = self._files.pop((oid, tid), None)
+        if found is None:
+            return
+        file, path = found
+        try:
+            size = file.tell()
+            file.close()
+            self._cache._name(path, oid, tid)
+            self._cache._grown(size)
+        except OSError as error:
+            _unlink(path)
+            self._fail((oid, tid), error)
+
+    def _fail(self, key: tuple[bytes, bytes], error: OSError) -> None:
+        logger.error('a blob cannot be put into %s: %s', self._cache.folder, error)
+        self._drop(key)
+        self.failures[key] = error
+
+    def _drop(self, key: tuple[bytes, bytes]) -> None:
+        found = self._files.pop(key, None)
+        if found is not None:
+            file, path = found
+            with contextlib.suppress(OSError):
+                file.close()
+            _unlink(path)
+
+    def lost(self) -> None:
+        """The connection has ended, and nobody reads from it: what was arriving will not be completed."""
+        for key in list(self._files):
+            self._drop(key)
+
+    def abandon(self) -> None:
+        """In a forked child: the files are the parent's."""
+        for file, _ in self._files.values():
+            file.close()
+        self._files.clear()

@@ -14,6 +14,9 @@ from zeo.wire.framing import Frame
 #: One-way messages are put together until there are so many bytes of them.
 POSTED_UP_TO = 256 * 1024
 
+#: Messages of so many bytes are not put together with others.
+LARGE = 64 * 1024
+
 DONT_WAIT = socket.MSG_DONTWAIT
 
 
@@ -47,9 +50,12 @@ class Outgoing:
     def post(self, frame: Frame) -> None:
         """Send it later, or now if enough has come together."""
         with self._lock:
+            size = sum(map(len, frame))
+            if size >= LARGE:
+                self._transmit(frame)  # as it is, not copied
+                return
             self._posted += frame
-            for part in frame:
-                self._size += len(part)
+            self._size += size
             if self._size >= POSTED_UP_TO:
                 self._transmit(())
 

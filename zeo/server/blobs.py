@@ -7,61 +7,83 @@ to read, so that a large blob takes no more memory than a small one.
 """
 
 import contextlib
+import errno
+import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import IO
 from typing import Any
 
+from ZODB.interfaces import IBlobStorageRestoreable
+
 from zeo.server.outbox import Outbox
 from zeo.wire import messages
 
+logger = logging.getLogger(__name__)
+
 #: A download sends pieces of so many bytes, while no more than so many are still to be sent.
-CHUNK = 256 * 1024
+CHUNK = 120_000
 BACKLOG = 1024 * 1024
 
 #: A client that takes no data for so many seconds does not get the rest.
 PATIENCE = 300.0
 
 
+#: Temporary files that are older than this, in seconds, were left behind by a server that was killed.
+LEFT_BEHIND = 24 * 3600.0
+
+_PREFIX = 'zeo-'
+
+
 class Uploads:
     """The blobs of one transaction: at most one that is arriving, and those that are complete.
 
     ``storage`` provides `ZODB.interfaces.IBlobStorage`.  All files are removed in the end, unless the
-    storage has taken them over.
+    storage has taken them over.  An `OSError` names the file, or the folder.
     """
 
     def __init__(self, storage: Any) -> None:
-        self._folder: str = storage.temporaryDirectory()
+        self._folder: str = os.path.abspath(storage.temporaryDirectory())
         self._arriving: IO[bytes] | None = None
         self._files: list[str] = []
 
     def start(self) -> None:
         if self._arriving is not None:
             raise ValueError('a blob starts before the one before has ended')
-        handle, path = tempfile.mkstemp(prefix='zeo-', suffix='.tmp', dir=self._folder)
+        handle, path = tempfile.mkstemp(prefix=_PREFIX, suffix='.tmp', dir=self._folder)
         self._files.append(path)
         self._arriving = open(handle, 'wb', buffering=0)
 
-    def chunk(self, data: bytes) -> None:
-        if self._arriving is None:
+    def chunk(self, data: bytes | memoryview) -> None:
+        file = self._arriving
+        if file is None:
             raise ValueError('a piece of a blob that has not started')
         rest = memoryview(data)
-        while rest:
-            rest = rest[self._arriving.write(rest):]
+        with _naming(self._files[-1]):
+            while rest:
+                rest = rest[file.write(rest):]
 
     def end(self) -> str:
-        """The blob is complete; returns the path of its file."""
-        if self._arriving is None:
+        """The blob is complete, and on disk; returns the path of its file."""
+        file = self._arriving
+        if file is None:
             raise ValueError('the end of a blob that has not started')
-        self._arriving.close()
-        self._arriving = None
-        return self._files[-1]
+        path = self._files[-1]
+        with _naming(path):
+            os.fdatasync(file.fileno())  # the storage only renames it, and then its commit is answered
+            self._arriving = None
+            file.close()
+        return path
 
     def adopt(self, path: str) -> None:
         """Look after a file that the client has put into the storage's folder itself."""
         if not os.path.isfile(path):
-            raise ValueError(f'there is no blob file {path}')
+            raise FileNotFoundError(
+                errno.ENOENT, 'the client has put no blob file there; is its shared blob_dir the folder'
+                ' of the storage on the server?', path)
         self._files.append(path)
 
     def hand_over(self, path: str, keep: bool) -> str:
@@ -69,19 +91,40 @@ class Uploads:
         if not keep:
             return path
         again = path + '.n'
-        os.link(path, again)
-        self._files.append(again)
+        if again not in self._files:
+            self._files.append(again)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(again)
+        try:
+            os.link(path, again)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, again)
         return again
 
     def close(self) -> None:
         """Remove what the storage has not taken."""
-        if self._arriving is not None:
-            self._arriving.close()
-            self._arriving = None
+        file, self._arriving = self._arriving, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
         for path in self._files:
             with contextlib.suppress(OSError):
                 os.unlink(path)
         self._files.clear()
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Let an error tell which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def extensions(storage: Any) -> tuple[str, ...]:
+    """What can be done with the storage's blobs beyond the protocol, see `messages.EXTENSIONS`."""
+    return ('restoreBlob',) if IBlobStorageRestoreable.providedBy(storage) else ()
 
 
 def shared_path(storage: Any, oid: bytes, filename: Any) -> str:
@@ -92,15 +135,28 @@ def shared_path(storage: Any, oid: bytes, filename: Any) -> str:
     return os.path.join(storage.fshelper.getPathForOID(oid), filename)
 
 
+def remove_leftovers(storage: Any) -> None:
+    """Remove what a server left in the storage's temporary folder that was killed during an upload."""
+    oldest = time.time() - LEFT_BEHIND
+    with contextlib.suppress(OSError), os.scandir(storage.temporaryDirectory()) as files:
+        for file in files:
+            with contextlib.suppress(OSError):
+                if file.name.startswith(_PREFIX) and file.stat().st_mtime < oldest:
+                    os.unlink(file.path)
+                    logger.info('removed %s, which was left behind', file.path)
+
+
 def send(storage: Any, outbox: Outbox, oid: bytes, tid: bytes) -> None:
     """Send the blob of a revision to a client that waits for it; the reply is up to the caller.
+
+    Other messages may come between its pieces, also those of another blob: each says whose it is.
 
     Raises `POSKeyError` if there is no such blob, and then has sent nothing; `OSError` if its file
     cannot be read; `TimeoutError` if the client does not read.
     """
     with storage.openCommittedBlobFile(oid, tid) as file:
         outbox.append(messages.notice('receiveBlobStart', (oid, tid)))
-        for chunk in _chunks(file):
+        while chunk := file.read(CHUNK):
             if not outbox.append(messages.blob_chunk_notice(oid, tid, chunk)):
                 return  # the client is gone
             if outbox.backlog > BACKLOG:
@@ -108,8 +164,3 @@ def send(storage: Any, outbox: Outbox, oid: bytes, tid: bytes) -> None:
                 if not outbox.wait_for_room(BACKLOG // 2, PATIENCE):
                     raise TimeoutError('the client does not read')
         outbox.append(messages.notice('receiveBlobStop', (oid, tid)))
-
-
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK):
-        yield chunk

@@ -48,6 +48,7 @@ class Options:
     addresses: tuple[tuple[str, int] | str, ...]
     file: str | None  #: as given; see `data_file`
     storages: tuple[StorageName, ...]
+    blob_dir: str | None  #: as given; see `blob_folder`
     environment: Mapping[str, str]
     user: str | None
     log: str | None
@@ -69,6 +70,14 @@ def data_file(options: Options, environment: Mapping[str, str]) -> str | None:
     if home := environment.get('INSTANCE_HOME'):
         return os.path.abspath(os.path.join(home, 'var', 'Data.fs'))
     return os.path.abspath('Data.fs')
+
+
+def blob_folder(options: Options, file: str) -> str | None:
+    """The absolute path of the folder for the blobs of a data file; None if it is to have no blobs."""
+    if options.blob_dir is not None:
+        return os.path.abspath(options.blob_dir)
+    default = file + '.blobs'
+    return default if os.path.isdir(default) else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,6 +110,8 @@ def parse(arguments: Sequence[str]) -> Options:
         parser.error(f'more than one file name: {", ".join(files)}; give one, or use -S')
     if files and found.storages:
         parser.error(f'both a file name ({files[0]}) and -S; name the file\'s storage with -S, too')
+    if found.blob_dir is not None and found.storages:
+        parser.error('--blob-dir is for a file; what -S names says itself where its blobs are')
     names = [storage.name for storage in found.storages]
     for name in names:
         if names.count(name) > 1:
@@ -116,6 +127,7 @@ def parse(arguments: Sequence[str]) -> Options:
         addresses=tuple(addresses),
         file=files[0] if files else None,
         storages=tuple(found.storages),
+        blob_dir=found.blob_dir,
         environment=environment,
         user=found.user,
         log=found.log,
@@ -158,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar='NAME=MODULE:ATTRIBUTE', help=(
             'in place of a file, serve the storage that is an attribute of a module, or is returned'
             ' by it, under this name; MODULE is a dotted name or the path of a file; repeatable'))
+    what.add_argument('--blob-dir', type=_path, metavar='DIR', help=(
+        "keep the file's blobs in this folder, which is created if need be (default: the file's name"
+        ' with .blobs, if there is such a folder; else there are no blobs)'))
     what.add_argument('--read-only', action='store_true', help='refuse everything that writes')
 
     how = parser.add_argument_group('how to serve')

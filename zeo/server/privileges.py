@@ -175,5 +175,17 @@ def may_serve(path: str, read_only: bool) -> str | None:
     return None
 
 
+def may_keep_blobs(folder: str, read_only: bool) -> str | None:
+    """Blobs can be kept in this folder, or it can be made."""
+    if read_only:
+        return None if _access(folder, os.R_OK | os.X_OK) else f'cannot read {folder}'
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    for each in folder, os.path.join(folder, 'tmp'):
+        if os.path.lexists(each) and (problem := may_make_files_in(each)):
+            return problem
+    return None
+
+
 def _access(path: str, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

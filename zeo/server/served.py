@@ -17,6 +17,7 @@ from typing import Any
 from persistent.TimeStamp import TimeStamp
 from ZODB.BaseStorage import BaseStorage
 from ZODB.MappingStorage import MappingStorage
+from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
@@ -28,6 +29,7 @@ from ZODB.utils import u64
 from ZODB.utils import z64
 from zope.interface import providedBy
 
+from zeo.server import blobs
 from zeo.server.commitlock import CommitLock
 from zeo.server.outbox import Outbox
 from zeo.server.publisher import Publisher
@@ -98,6 +100,8 @@ class Served:
         self._helpers: set[threading.Thread] = set()
         if client_conflict_resolution:
             storage.tryToResolveConflict = _leave_it_to_the_client
+        if IBlobStorage.providedBy(storage):
+            blobs.remove_leftovers(storage)
         recent: list[tuple[bytes, list[bytes]]] = []
         if hasattr(storage, 'lastInvalidations') and not self.announces_itself:
             recent = list(storage.lastInvalidations(invalidation_queue_size))
@@ -142,7 +146,7 @@ class Served:
             'supports_record_iternext': hasattr(storage, 'record_iternext'),
             'interfaces': tuple(
                 (each.__module__, each.__name__) for each in providedBy(storage).__iro__),
-            messages.EXTENSIONS: self.extensions,
+            messages.EXTENSIONS: (*self.extensions, *blobs.extensions(storage)),
         }
 
     @property

@@ -169,7 +169,7 @@ class Session:
         transaction = self._current()
         if transaction is None or name not in _STAGING:
             return False
-        if isinstance(error, OSError):  # no room, as a rule
+        if isinstance(error, (OSError, Unsupported)):  # no room, as a rule; or no place for blobs
             transaction.fail(error)
         return transaction.failure is not None
 
@@ -409,8 +409,8 @@ class Session:
     def storeBlobStart(self) -> None:
         self._uploading().start()
 
-    def storeBlobChunk(self, data: bytes) -> None:
-        self._uploading().chunk(_bytes(data))
+    def storeBlobChunk(self, data: bytes | memoryview) -> None:
+        self._uploading().chunk(data if isinstance(data, memoryview) else _bytes(data))
 
     def storeBlobEnd(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
         transaction = self._in_progress(id)
@@ -424,6 +424,26 @@ class Session:
         path = blobs.shared_path(self._storage, _oid(oid), filename)
         self._uploading().adopt(path)
         transaction.stage('store_blob', oid, _serial(serial), _record(record), path,
+                          size=len(record))
+
+    def restoreBlobEnd(self, oid: bytes, tid: bytes, record: bytes, previous_tid: bytes | None,
+                       id: Any) -> None:
+        transaction = self._in_progress(id)
+        path = self._uploading().end()
+        self._restore_blob(transaction, oid, tid, record, previous_tid, path)
+
+    def restoreBlobShared(self, oid: bytes, tid: bytes, record: bytes, previous_tid: bytes | None,
+                          filename: str, id: Any) -> None:
+        transaction = self._in_progress(id)
+        path = blobs.shared_path(self._storage, _oid(oid), filename)
+        self._uploading().adopt(path)
+        self._restore_blob(transaction, oid, tid, record, previous_tid, path)
+
+    def _restore_blob(self, transaction: Transaction, oid: bytes, tid: bytes, record: bytes,
+                      previous_tid: bytes | None, path: str) -> None:
+        if previous_tid is not None:
+            _tid(previous_tid)
+        transaction.stage('restore_blob', _oid(oid), _tid(tid), _record(record), previous_tid, path,
                           size=len(record))
 
     def _uploading(self) -> blobs.Uploads:
@@ -547,7 +567,8 @@ _LONG_ANSWERS = frozenset({
 #: One-way methods that prepare a vote.
 _STAGING = frozenset({
     'storea', 'checkCurrentSerialInTransaction', 'deleteObject', 'undoa', 'restorea',
-    'storeBlobStart', 'storeBlobChunk', 'storeBlobEnd', 'storeBlobShared'})
+    'storeBlobStart', 'storeBlobChunk', 'storeBlobEnd', 'storeBlobShared', 'restoreBlobEnd',
+    'restoreBlobShared'})
 
 
 def _oid(value: Any) -> bytes:
@@ -563,8 +584,8 @@ def _tid(value: Any) -> bytes:
 
 
 def _serial(value: Any) -> bytes:
-    """Of the revision that was changed.  Stock clients pass on ZODB's None for a new object."""
-    return z64 if value is None else _tid(value)
+    """Of the revision that was changed.  Stock clients pass on ZODB's None, or text, for a new object."""
+    return z64 if value is None or value == '\0' * 8 else _tid(value)
 
 
 def _number(value: Any) -> int:

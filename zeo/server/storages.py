@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from ZODB.blob import LAYOUT_MARKER
+from ZODB.blob import FilesystemHelper
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import StorageError
@@ -37,13 +39,36 @@ def check_folder(path: str) -> None:
         raise CannotStart(f'{folder} is not a folder; choose another file')
 
 
-def open_file(path: str, read_only: bool) -> Any:
-    """The FileStorage of this (absolute) path; it is created if it does not exist."""
+def open_file(path: str, read_only: bool, blob_dir: str | None = None) -> Any:
+    """The FileStorage of this (absolute) path; it and the folder for its blobs are created if need be."""
+    if blob_dir is not None:
+        _prepare_blobs(blob_dir, read_only)
+        logger.info('blobs are in %s', blob_dir)
     try:
-        return FileStorage(path, read_only=read_only)
+        return FileStorage(path, read_only=read_only, blob_dir=blob_dir)
     except Exception as error:
         logger.debug('cannot open %s', path, exc_info=True)
         raise CannotStart(_why(error, path, read_only)) from None
+
+
+def _prepare_blobs(folder: str, read_only: bool) -> None:
+    """Make the folder a place for blobs; whatever is wrong with it is not to be blamed on the file."""
+    try:
+        if read_only and not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, 'it does not exist')
+        marker = os.path.join(folder, LAYOUT_MARKER)
+        if os.path.exists(marker):
+            with open(marker) as file:
+                layout = file.read().strip()
+            if layout not in ('bushy', 'lawn'):
+                raise OSError(errno.EINVAL, f'it has the layout {layout!r:.30}, as caches of clients have')
+        helper = FilesystemHelper(folder)
+        helper.create()
+        if not read_only and not os.access(helper.temp_dir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f'{helper.temp_dir} is not writable')
+    except OSError as error:
+        raise CannotStart(f'the folder for blobs {folder} cannot be used: {error.strerror or error};'
+                          ' choose another one with --blob-dir') from None
 
 
 def _why(error: Exception, path: str, read_only: bool) -> str:

@@ -128,10 +128,16 @@ class Transaction:
             logger.error('%s: the transaction cannot be staged: %s', self.client, error)
             self.failure = StorageError(f'the server cannot stage the transaction: {error}')
             self._staging.close()
+            if self._uploads is not None:
+                self._uploads.close()
 
     @property
     def uploads(self) -> Uploads:
-        """The blobs of this transaction; `Unsupported` if the storage has none."""
+        """The blobs of this transaction until it votes; `Unsupported` if the storage has none."""
+        if self.state is not State.BEGUN:
+            raise StorageTransactionError(f'the transaction is {self.state.value}')
+        if self.failure is not None:
+            raise self.failure
         if self._uploads is None:
             if not IBlobStorage.providedBy(self._served.storage):
                 raise Unsupported('the storage on the server has no blobs: it needs a blob directory')
@@ -265,7 +271,8 @@ class Transaction:
     def _store_blob(self, oid: bytes, serial: bytes, record: bytes, path: str) -> None:
         self._served.statistics.stores += 1
         self._changed[oid] = None
-        path = self.uploads.hand_over(path, keep=self._served.client_conflict_resolution)
+        assert self._uploads is not None
+        path = self._uploads.hand_over(path, keep=self._served.client_conflict_resolution)
         self._served.storage.storeBlob(oid, serial, record, path, '', self._meta)
 
     def _check(self, oid: bytes, serial: bytes) -> None:
@@ -281,11 +288,20 @@ class Transaction:
         self._report(oids)
 
     def _restore(self, oid: bytes, tid: bytes, record: bytes | None, previous: bytes | None) -> None:
+        self._check_restored(tid)
+        self._changed[oid] = None
+        self._served.method('restore')(oid, tid, record, '', previous, self._meta)
+
+    def _restore_blob(self, oid: bytes, tid: bytes, record: bytes, previous: bytes | None,
+                      path: str) -> None:
+        self._check_restored(tid)
+        self._changed[oid] = None
+        self._served.method('restoreBlob')(oid, tid, record, path, previous, self._meta)
+
+    def _check_restored(self, tid: bytes) -> None:
         if tid != self._tid:
             raise StorageError(f'a revision {tid.hex()} cannot be restored by transaction'
                                f' {self._tid.hex() if self._tid else "without a chosen id"}')
-        self._changed[oid] = None
-        self._served.method('restore')(oid, tid, record, '', previous, self._meta)
 
     # ---- finishing ------------------------------------------------------------------
 
@@ -423,6 +439,7 @@ _OPERATIONS: dict[str, Callable[..., None]] = {
     'delete': Transaction._delete,
     'undo': Transaction._undo,
     'restore': Transaction._restore,
+    'restore_blob': Transaction._restore_blob,
 }
 
 

@@ -30,6 +30,9 @@ from zeo.wire.framing import frame
 #: The key in the answer to ``get_info`` under which a zeo server names what it can do beyond the
 #: protocol, as a sequence of words.  Other clients do not look there and never see any of it.
 #:
+#: ``restoreBlob``
+#:     ``restoreBlobEnd(oid, tid, record, previous_tid, id)`` in place of ``storeBlobEnd``, and
+#:     ``restoreBlobShared(oid, tid, record, previous_tid, filename, id)``: for copying transactions.
 #: ``verify``
 #:     ``verify(revisions)``: of many ``oid + tid`` (16 bytes each, joined) those oids whose current
 #:     revision is another one (joined).
@@ -166,7 +169,7 @@ FromServer = tuple[int, int, str, Any]
 
 def decode_from_client(data: bytes | bytearray) -> FromClient:
     """Read a client's message; raises `ProtocolError`."""
-    message = _load_of(data) or _store_of(data)
+    message = _load_of(data) or _store_of(data) or _upload_of(data)
     if message is not None:
         return message
     any_id, flag, name, args = _four(pickles.load_from_client(data))
@@ -186,7 +189,7 @@ def decode_from_client(data: bytes | bytearray) -> FromClient:
 
 def decode_from_server(data: bytes | bytearray) -> FromServer:
     """Read a server's message; raises `ProtocolError`."""
-    message = _reply_of(data) or _invalidation_of(data)
+    message = _reply_of(data) or _invalidation_of(data) or _download_of(data)
     if message is not None:
         return message
     message_id, flag, name, args = _four(pickles.load_from_server(data))
@@ -390,12 +393,58 @@ def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
 
 
 _IS_BLOB_CHUNK = _START + _IS_NOTICE + _pickled_text('receiveBlobChunk') + _8
+_ENDS_DOWNLOAD = b'\x87' + _END
 
 
 def blob_chunk_notice(oid: bytes, tid: bytes, data: bytes) -> Frame:
     """``receiveBlobChunk(oid, tid, data)``; a long piece is not copied."""
     return frame(_IS_BLOB_CHUNK + oid + _8 + tid + _pickled_bytes_head(len(data)), data,
-                 b'\x87' + _END)
+                 _ENDS_DOWNLOAD)
+
+
+def _download_of(data: bytes | bytearray) -> FromServer | None:
+    """A piece of a blob; it is not copied, but a `memoryview` of the message."""
+    if data[:len(_IS_BLOB_CHUNK)] != _IS_BLOB_CHUNK:
+        return None
+    at = len(_IS_BLOB_CHUNK) + 18
+    piece = _last_bytes(data, at, _ENDS_DOWNLOAD)
+    if piece is None or data[at - 10:at - 8] != _8:
+        return None
+    return 0, 1, 'receiveBlobChunk', (bytes(data[at - 18:at - 10]), bytes(data[at - 8:at]), piece)
+
+
+_IS_UPLOAD = _START + _IS_NOTICE + _pickled_text('storeBlobChunk')
+_ENDS_UPLOAD = b'\x85' + _END
+
+
+def upload_notice(data: bytes) -> Frame:
+    """``storeBlobChunk(data)``; it is not copied."""
+    head = _IS_UPLOAD + _pickled_bytes_head(len(data))
+    return HEADER.pack(len(head) + len(data) + len(_ENDS_UPLOAD)) + head, data, _ENDS_UPLOAD
+
+
+def _upload_of(data: bytes | bytearray) -> FromClient | None:
+    """A piece of a blob; it is not copied, but a `memoryview` of the message."""
+    if data[:len(_IS_UPLOAD)] != _IS_UPLOAD:
+        return None
+    piece = _last_bytes(data, len(_IS_UPLOAD), _ENDS_UPLOAD)
+    return None if piece is None else (_NO_ID, True, 'storeBlobChunk', (piece,))
+
+
+def _last_bytes(data: bytes | bytearray, at: int, end: bytes) -> memoryview | None:
+    """The bytes that are pickled at ``at`` if nothing but ``end`` comes after them."""
+    code = data[at:at + 1]
+    if code == b'B' and len(data) >= at + 5:
+        length = _length4_at(data, at + 1)[0]
+        at += 5
+    elif code == b'C' and len(data) >= at + 2:
+        length = data[at + 1]
+        at += 2
+    else:
+        return None
+    if len(data) != at + length + len(end) or data[at + length:] != end:
+        return None
+    return memoryview(data)[at:at + length]
 
 
 def _invalidation_of(data: bytes | bytearray) -> FromServer | None:
@@ -463,6 +512,8 @@ METHODS: dict[str, Method] = {
     'storeBlobEnd': Method(4, 4),
     'storeBlobShared': Method(5, 5),
     'sendBlob': Method(2, 2),
+    'restoreBlobEnd': Method(5, 5),
+    'restoreBlobShared': Method(6, 6),
     # iteration
     'iterator_start': Method(2, 2),
     'iterator_next': Method(1, 1),
