@@ -261,6 +261,7 @@ class Connection:
         except BlockingIOError:
             raise TimeoutError from None
         inbox.advance(count)
+        self.session.received += count
         return count > 0
 
     def _next(self, inbox: Inbox) -> bytes | bytearray | None:

@@ -112,6 +112,12 @@ class CommitLock:
         return len(self._queue)
 
     @property
+    def queue(self) -> list[Waiter]:
+        """Who waits, in the order in which they will be asked."""
+        with self._mutex:
+            return list(self._queue)
+
+    @property
     def clock_is_alive(self) -> bool | None:
         """Whether holders are timed out as they should be; None if there is no limit."""
         if self._limit is None:

@@ -32,11 +32,13 @@ from zope.interface import providedBy
 from zeo.server import blobs
 from zeo.server.commitlock import CommitLock
 from zeo.server.outbox import Outbox
+from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
 from zeo.wire import messages
 from zeo.wire.framing import Frame
 
 if TYPE_CHECKING:
+    from zeo.server.session import Session
     from zeo.server.transaction import Transaction
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,9 @@ class Served:
         self.announces_itself = announces_itself(storage)
         self.statistics = Statistics()
         self.lock = CommitLock(transaction_timeout, name)
-        self.packing = threading.Lock()  # held by the one pack in progress
+        self.packing = Packing(name, storage)
+        # Those who use it: added and removed by their own threads, copied by others.
+        self.sessions: dict['Session', None] = {}
         # Runs the votes that had to wait for the commit lock, or may have to wait for a pack.  Since
         # they hold the commit lock there is never more than one.
         self.voter = Worker(f'zeo voter {name}')
@@ -152,7 +156,7 @@ class Served:
     @property
     def extensions(self) -> tuple[str, ...]:
         """What this server can do beyond the protocol for clients that ask for it."""
-        return ('verify', 'settle') if self._can_choose else ('verify',)
+        return ('verify', 'figures', *(['settle'] if self._can_choose else []))
 
     def sizes(self) -> dict[str, int]:
         """What ``info`` notices tell."""
@@ -263,11 +267,11 @@ class Served:
     # ---- pack -----------------------------------------------------------------------
 
     def pack(self, pack_time: float) -> None:
-        """Pack the storage; raises what the storage raises."""
+        """Pack the storage; raises what the storage raises, and `StorageError` if a pack is in progress."""
         with self.packing:
             started = time.monotonic()
             logger.info('packing storage %s as of %s', self.name, time.ctime(pack_time))
-            self.storage.pack(pack_time, referencesf)
+            self.packing.run(pack_time)
             logger.info('packed storage %s in %.1f s', self.name, time.monotonic() - started)
         deliver(self.publisher.tell(self.size_notice()))
 

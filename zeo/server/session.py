@@ -27,6 +27,7 @@ from ZODB.utils import z64
 
 from zeo.errors import ProtocolError
 from zeo.server import blobs
+from zeo.server import figures
 from zeo.server.outbox import AHEAD
 from zeo.server.outbox import GONE
 from zeo.server.outbox import SENT
@@ -75,6 +76,8 @@ class Session:
         self.outbox = outbox
         self.client = client
         self.connected = time.time()
+        self.received = 0  # bytes
+        self.label = ''
         self._address = client
         self._storages = storages
         self._hang_up = hang_up
@@ -235,6 +238,7 @@ class Session:
         self._read_only = read_only
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
+        served.sessions[self] = None
         logger.info('%s: uses storage %s%s', self.client, storage_name,
                     ' (read only)' if self._read_only else '')
         return served.publisher.last_tid
@@ -256,6 +260,7 @@ class Session:
     def set_client_label(self, label: str) -> None:
         printable = _printable(str(label)[:100])
         logger.info('%s: is called %s', self._address, printable)
+        self.label = printable
         self.client = f'{self._address} ({printable})'
 
     def getInvalidations(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
@@ -266,6 +271,16 @@ class Session:
     def server_status(self) -> dict[str, Any]:
         assert self._served is not None
         return self._served.status()
+
+    def figures(self, answer: Answer) -> None:
+        # Beside: a disk is asked how much room it has.
+        self._beside('figures', answer, partial(figures.of_server, self._storages))
+
+    def own_figures(self) -> dict[str, Any]:
+        """What `zeo.server.figures` tells of this client; any thread."""
+        return {'address': self._address, 'label': self.label, 'since': self.connected,
+                'read_only': self._read_only, 'received': self.received,
+                'sent': self.outbox.size_sent, 'unsent': self.outbox.backlog}
 
     def verify(self, answer: Answer, revisions: bytes) -> None:
         if not isinstance(revisions, bytes) or len(revisions) % 16:
@@ -495,6 +510,10 @@ class Session:
             self._beside('pack', _no_answer, partial(self._served.pack, time))
             answer(None)
 
+    def stop_pack(self) -> bool:
+        assert self._served is not None
+        return self._served.packing.stop()
+
     # ---- iteration ----------------------------------------------------------------------------
 
     def iterator_start(self, start: bytes | None, stop: bytes | None) -> int:
@@ -552,12 +571,13 @@ class Session:
             self._transaction.abandon()
         if self._served is not None:
             self._served.publisher.unsubscribe(self.outbox)
+            self._served.sessions.pop(self, None)
         self.iterator_gc([*self._iterators, *self._record_iterators])
 
 
 #: Methods that are given a function to answer with, since they may answer later.
 _ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle',
-                        'sendBlob'})
+                        'sendBlob', 'figures'})
 
 #: Methods whose answer may be long.  Before one is made, the client has to read those before it.
 _LONG_ANSWERS = frozenset({

@@ -39,6 +39,9 @@ from zeo.wire.framing import frame
 #: ``settle``
 #:     ``vote(id, True)`` returns ``(usual result, tid)``; ``settle(tid, id)``, asked on a later
 #:     connection, ends that transaction if it is still in doubt and says whether it is committed.
+#: ``figures``
+#:     ``figures()``: what `zeo.server.figures` tells of the server, as plain values; ``stop_pack()``:
+#:     stop the pack in progress, if that is possible: whether it is.
 EXTENSIONS = 'zeo'
 
 #: What a server says first, and what a client answers.
@@ -248,6 +251,7 @@ def load_of(data: bytes | bytearray) -> tuple[PickledId, bytes, bytes] | None:
     if unpack is not None:
         start, message_id, name, oid, between, tid, end = unpack(data)
         if (name == _IS_LOAD and start == _START and between == _8 and end == _ENDS_LOAD
+                and message_id != _HEARTBEAT_ID
                 and (message_id[0] == _INTS.get(len(message_id))
                      or message_id == _8 + oid + _8 + tid + b'\x86')):
             return message_id, oid, tid
@@ -523,4 +527,6 @@ METHODS: dict[str, Method] = {
     # extensions, see `EXTENSIONS`
     'verify': Method(1, 1),
     'settle': Method(2, 2),
+    'figures': Method(0, 0),
+    'stop_pack': Method(0, 0),
 }
