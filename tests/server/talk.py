@@ -16,6 +16,7 @@ from typing import Any
 from ZODB.MappingStorage import MappingStorage
 from ZODB.utils import maxtid
 from ZODB.utils import p64
+from ZODB.utils import u64
 from ZODB.utils import z64
 from zope.interface import directlyProvides
 from zope.interface import providedBy
@@ -69,6 +70,7 @@ class Peer:
     def __init__(self) -> None:
         self._ids = itertools.count(1)
         self.told: list[Message] = []  # all messages so far, in order
+        self.asked: dict[int, tuple[str, tuple[Any, ...]]] = {}  # requests by their ids
         self._new = threading.Condition()  # guards `told` and `ended`; notified when they change
         self.ended = False
 
@@ -88,6 +90,7 @@ class Peer:
     def ask(self, name: str, *args: Any) -> int:
         """Send a request; returns its id."""
         number = next(self._ids)
+        self.asked[number] = name, args
         self._say(messages.request(number, name, args))
         return number
 
@@ -95,10 +98,11 @@ class Peer:
         """Send a one-way message."""
         self._say(messages.notice(name, args))
 
-    def wait(self, condition: Callable[[Message], bool], what: str = '') -> Message:
+    def wait(self, condition: Callable[[Message], bool], what: str = '',
+             patience: float = PATIENCE) -> Message:
         """The first message for which the condition holds, as soon as there is one."""
         with self._new:
-            assert self._new.wait_for(lambda: self.ended or any(map(condition, self.told)), PATIENCE), \
+            assert self._new.wait_for(lambda: self.ended or any(map(condition, self.told)), patience), \
                 f'still waiting for {what}; told: {self.told}'
             for message in self.told:
                 if condition(message):
@@ -110,10 +114,11 @@ class Peer:
         with self._new:
             assert self._new.wait_for(lambda: self.ended, PATIENCE), 'the server has not hung up'
 
-    def answer(self, number: int) -> Any:
+    def answer(self, number: int, patience: float = PATIENCE) -> Any:
         """The result of a request; raises what the server says is wrong."""
         _, flag, _, result = self.wait(
-            lambda message: message[0] == number and message[2] == '.reply', f'reply {number}')
+            lambda message: message[0] == number and message[2] == '.reply', f'reply {number}',
+            patience)
         if flag:
             raise faults.recreate(*result)
         return result
@@ -369,6 +374,39 @@ class GatedStorage:
         self.calls.append('tpc_abort')
         self.gates['aborting'].go_through()
         self._storage.tpc_abort(transaction)
+
+
+class Announcing(MappingStorage):
+    """A storage with transactions of others, as a `ClientStorage` is one.
+
+    Everything that becomes visible is announced in order, own commits by the callback of
+    ``tpc_finish``; then the last tid moves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.db: Any = None
+        self.between: Callable[[], None] = lambda: None  # called in tpc_finish after the callback
+        self.shown = z64
+
+    def registerDB(self, db: Any) -> None:
+        self.db = db
+
+    def lastTransaction(self) -> bytes:
+        return self.shown
+
+    def tpc_finish(self, transaction: Any, callback: Callable[[bytes], None] = lambda tid: None) -> bytes:
+        committed: bytes = super().tpc_finish(transaction)
+        callback(committed)
+        self.shown = max(self.shown, committed)
+        self.between()
+        return committed
+
+    def somebody_commits(self, *oids: bytes) -> bytes:
+        committed = p64(max(u64(super().lastTransaction() or z64), u64(self.shown)) + 1)
+        self.db.invalidate(committed, oids)
+        self.shown = committed
+        return committed
 
 
 # ---- names ----------------------------------------------------------------------------------

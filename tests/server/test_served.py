@@ -16,6 +16,7 @@ from ZODB.utils import u64
 from ZODB.utils import z64
 
 from tests.server.talk import PATIENCE
+from tests.server.talk import Announcing
 from tests.server.talk import GatedStorage
 from tests.server.talk import SessionPeer
 from tests.server.talk import in_thread
@@ -28,39 +29,6 @@ from zeo.server.served import announces_itself
 
 Serve = Callable[..., Served]
 Connect = Callable[..., SessionPeer]
-
-
-class Announcing(MappingStorage):
-    """A storage with transactions of others, as a `ClientStorage` is one.
-
-    Everything that becomes visible is announced in order, own commits by the callback of
-    ``tpc_finish``; then the last tid moves.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.db: Any = None
-        self.between: Callable[[], None] = lambda: None  # called in tpc_finish after the callback
-        self.shown = z64
-
-    def registerDB(self, db: Any) -> None:
-        self.db = db
-
-    def lastTransaction(self) -> bytes:
-        return self.shown
-
-    def tpc_finish(self, transaction: Any, callback: Callable[[bytes], None] = lambda tid: None) -> bytes:
-        committed: bytes = super().tpc_finish(transaction)
-        callback(committed)
-        self.shown = max(self.shown, committed)
-        self.between()
-        return committed
-
-    def somebody_commits(self, *oids: bytes) -> bytes:
-        committed = p64(max(u64(super().lastTransaction() or z64), u64(self.shown)) + 1)
-        self.db.invalidate(committed, oids)
-        self.shown = committed
-        return committed
 
 
 @pytest.fixture
