@@ -32,6 +32,7 @@ from zeo.server import session as module
 from zeo.server.served import Served
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import METHODS
+from zeo.wire.messages import load_request
 
 Serve = Callable[..., Served]
 Connect = Callable[..., SessionPeer]
@@ -238,6 +239,7 @@ def test_a_heartbeat_is_ignored_whatever_it_asks_for(served: Served, peer: Sessi
     before = len(peer.told)
     peer.say(b''.join(HEARTBEAT)[4:])
     peer.say(message(-1, 0, 'loadBefore', (oid(1), maxtid)))
+    peer.say(b''.join(load_request(-1, oid(1), maxtid))[4:])
     peer.say(message(-1, 0, 'ping', ()))
     peer.say(message(-1, 1, 'nonsense', ()))
     assert len(peer.told) == before
@@ -552,6 +554,18 @@ def test_whatever_is_not_a_message_or_not_a_method_ends_the_connection(
         peer: SessionPeer, payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         peer.say(payload)
+
+
+@pytest.mark.parametrize('name', ['eval', 'exec', '__import__', 'getattr', 'open'])
+def test_nothing_that_a_message_names_is_called(peer: SessionPeer, name: str, tmp_path: Any) -> None:
+    """ZEO 6.2 takes anything from the module builtins."""
+    path = str(tmp_path / 'made')
+    expression = f"__import__('os').mkdir({path!r})"
+    pickled = b'\x80\x03(K\x01\x89X\x04\x00\x00\x00pingcbuiltins\n%s\nX%s%s\x85R\x85t.' % (
+        name.encode(), len(expression).to_bytes(4, 'little'), expression.encode())
+    with pytest.raises(ProtocolError):
+        peer.say(pickled)
+    assert not (tmp_path / 'made').exists()
 
 
 @pytest.mark.parametrize('name', [name for name in METHODS if name not in ('register', 'loadBefore')])

@@ -4,9 +4,11 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import maxtid
@@ -741,6 +743,36 @@ def test_a_check_that_is_not_current_fails_the_vote(serve: Serve, connect: Conne
     with pytest.raises(ConflictError) as caught:
         peer.call('vote', 1)
     assert caught.value.oid == oid(1)
+
+
+# ---- blobs
+
+
+@pytest.mark.parametrize('end', ['loss', 'abort', 'vote that fails'])
+def test_nothing_is_left_of_an_upload_that_was_not_committed(
+        serve: Serve, connect: Connect, tmp_path: Path, end: str) -> None:
+    """In ZEO 6.2 it may remain."""
+    storage = FileStorage(str(tmp_path / 'Data.fs'), blob_dir=str(tmp_path / 'blobs'))
+    served = serve(storage)
+    peer = connect(served)
+    folder = Path(storage.temporaryDirectory())
+    peer.begin(1)
+    for number in (1, 2):
+        peer.tell('storeBlobStart')
+        peer.tell('storeBlobChunk', b'x' * 1000)
+        if number == 1:
+            serial = z64 if end != 'vote that fails' else tid(7)
+            peer.tell('storeBlobEnd', oid(number), serial, b'record', 1)
+    assert len([path for path in folder.iterdir() if path.suffix == '.tmp']) == 2
+    if end == 'loss':
+        peer.close()
+    elif end == 'abort':
+        peer.call('tpc_abort', 1)
+    else:
+        connect(served).commit(oid(1), b'somebody else')
+        with pytest.raises(ConflictError):
+            peer.call('vote', 1)
+    assert not [path for path in folder.iterdir() if path.suffix == '.tmp']
 
 
 # ---- no room
