@@ -101,6 +101,14 @@ def test_zeo_reads_a_heartbeat() -> None:
     assert decode_as_server(payload(messages.HEARTBEAT)) == (-1, 0, '.reply', None)
 
 
+@pytest.mark.parametrize('extension', [{}, {'a': [1]}])
+def test_the_beginning_of_a_transaction_needs_no_long_proof(extension: dict[str, Any]) -> None:
+    args = (17, b'', b'', extension, None, ' ')
+    data = payload(messages.notice('tpc_begin', args))
+    assert pickles._is_simple(data) or extension
+    assert messages.decode_from_client(data) == (b'K\0', True, 'tpc_begin', args)
+
+
 # ---- zeo reads what ZEO writes --------------------------------------------------------
 
 @given(st.tuples(eight, eight) | requests, eight, eight)
