@@ -127,3 +127,14 @@ def test_history_is_found_and_forgotten_as_in_a_plain_list(told: list[tuple[int,
         expected = [(start, end, place) for start, (end, place) in plain.items() if start < tid <= end]
         assert known.before(A, tid) == (expected[0] if expected else None)
     assert len(known) == len(plain)
+
+
+def test_an_object_that_changes_all_the_time_has_no_ever_longer_history() -> None:
+    index = Index()
+    for tid in range(1, 1001):
+        index.invalidate(tid, [1])
+        index.put(Kind.CURRENT, 1, tid, OPEN, tid)
+    assert [start for _, start, _ in index.ended()] == list(range(950, 1000))
+    index.put(Kind.HISTORIC, 1, 2, 3, 5)    # older than what was forgotten: forgotten at once
+    assert [start for _, start, _ in index.ended()] == list(range(950, 1000))
+    assert index.before(1, 1000) == (999, 1000, 999)

@@ -36,6 +36,11 @@ OPEN = 0
 ROW = Struct('>QQQ')
 
 
+#: So many bytes of former rows stay when there is one more: an object that changes all the time would
+#: take ever longer to change.
+KEPT = 49 * ROW.size
+
+
 class Kind(bytes, Enum):
     CURRENT = b'CURR'
     SUSPECT = b'SUSP'
@@ -125,7 +130,7 @@ class Index:
             after = rows[position:]
             if after and ROW.unpack_from(after)[0] == start:
                 after = after[ROW.size:]
-            self.historic[oid] = rows[:position] + ROW.pack(start, end, place) + after
+            self.historic[oid] = (rows[:position] + ROW.pack(start, end, place) + after)[-KEPT - ROW.size:]
         else:
             # An older revision held as current has ended somewhere on the way: nobody knows where.
             held, other = self.current, self.suspect
@@ -149,7 +154,7 @@ class Index:
             start = self.current.starts.get(oid)
             if start is not None and start < tid:
                 row = ROW.pack(start, tid, self.current.places[oid])
-                self.historic[oid] = self.historic.get(oid, b'') + row
+                self.historic[oid] = self.historic.get(oid, b'')[-KEPT:] + row
                 self.current.remove(oid)       # last: who looks meanwhile finds one or the other
                 changed.append(oid)
             elif self.suspect.starts.get(oid, tid) < tid:
