@@ -172,6 +172,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if not isinstance(cache, Cache):
             path = cache_path(storage, client, var) if cache is None else os.fspath(cache)
             cache = open_cache(path, cache_size, storage, strict=path is not None and client is None)
+        cache.allow_servers(map(display, addresses))
         self._set_up(cache, addresses)
         _storages.add(self)
         if wait if wait_for_server_on_startup is None else wait_for_server_on_startup:
@@ -201,6 +202,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def _connected(self, link: Link) -> None:
         """A connection is verified, and about to be used (called by the supervisor's thread)."""
         self._info = link.info
+        self._cache.set_server(display(link.address))
         self._server_address = display(link.address)
         self._last_link_read_only = link.read_only
         offered = {tuple(each) for each in link.info.get('interfaces', ())}

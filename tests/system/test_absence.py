@@ -165,3 +165,18 @@ def test_with_many_cached_objects_the_first_load_is_right_and_comes_soon(
           f' all verified after {verified:.1f} s')
     storage.close()
     writer.close()
+
+
+def test_a_cache_file_of_another_server_is_not_believed(
+        server: Server, start_server: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / 'c.zec')
+    storage = ClientStorage(server.address, cache=path)
+    oid, = fill(storage, 1)
+    storage.close()
+    other = start_server()
+    writer = ClientStorage(other.address)
+    tid = store(writer, oid, record=b'quite another')
+    storage = ClientStorage(other.address, cache=path)
+    assert storage.load(oid) == (b'quite another', tid)
+    storage.close()
+    writer.close()

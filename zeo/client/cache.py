@@ -98,6 +98,10 @@ def open_cache(path: str | None, size: int, storage: str = '1', strict: bool = F
         return Cache(Log(FileIO(os.devnull, 'r+'), size, digest), None, useless=True)
 
 
+def _server_digest(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=16).digest()
+
+
 def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenate['Cache', P], T | None]:
     """A method that changes the cache: alone, and wholly or with nothing left."""
 
@@ -334,15 +338,19 @@ class Cache:
         self._start_over()
 
     @_change
-    def set_server(self, identity: str) -> None:
-        """The server says who it is.  What came from another one is forgotten."""
-        server = blake2b(identity.encode(), digest_size=16).digest()
-        former, self._log.server = self._log.server, server
-        if former not in (server, bytes(16)):
+    def allow_servers(self, names: Iterable[str]) -> None:
+        """These are servers of the same data.  What came from any other is forgotten."""
+        if self._log.server not in (bytes(16), *map(_server_digest, names)):
             logger.warning('Cache %s is of another server: starts empty', self.name)
+            self._log.server = bytes(16)
             self._ledger.last_tid = 0
             self._start_over()
-        elif former != server and self._ledger.sound:
+
+    @_change
+    def set_server(self, name: str) -> None:
+        """What is stored from now on comes from that server, which is allowed."""
+        former, self._log.server = self._log.server, _server_digest(name)
+        if former != self._log.server and self._ledger.sound:
             self._log.mark(clean=False)
 
     @_change
