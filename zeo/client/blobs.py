@@ -57,6 +57,9 @@ UNSETTLED = 600.0
 #: Changes when the machine is started.
 BOOT_ID = '/proc/sys/kernel/random/boot_id'
 
+#: The file in a cache folder that says since when the machine has not been down.
+BOOT_MARKER = '.boot'
+
 #: How often a blob is fetched again that somebody else removed in the moment it was to be opened.
 ATTEMPTS = 10
 
@@ -283,6 +286,8 @@ class BlobCache:
         handle, path = tempfile.mkstemp(prefix='.zeo-', dir=self.folder)
         with open(handle, 'w') as file:
             file.write(content)
+            file.flush()
+            os.fsync(handle)
         os.chmod(path, 0o644)
         os.replace(path, os.path.join(self.folder, name))
 
@@ -330,6 +335,8 @@ class BlobCache:
                 underway.wait()  # set by the thread that fetches, whatever comes of it
                 continue
             try:
+                if self._use(path):
+                    break  # another thread has just fetched it
                 fetch(oid, tid)
                 arrivals = self._arrivals
                 failure = None if arrivals is None else arrivals.failures.pop(key, None)
@@ -458,15 +465,17 @@ class BlobCache:
                 boot = file.read()
         except OSError:
             return  # another kind of system, on which nothing better is known
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(self.folder, '.boot')) as file:
-            if file.read() == boot:
-                return
-        files = list(self._files())
-        last = max((file.changed for file in files), default=0.0)
-        for cached in files:
-            if cached.changed > last - UNSETTLED:
-                _unlink(cached.path)
-        self._write('.boot', boot)
+        marker = os.path.join(self.folder, BOOT_MARKER)
+        if os.path.exists(marker):  # else the folder is new, or was ZEO's
+            with open(marker) as file:
+                if file.read() == boot:
+                    return
+            files = list(self._files())
+            last = max((file.changed for file in files), default=0.0)
+            for cached in files:
+                if cached.changed > last - UNSETTLED:
+                    _unlink(cached.path)
+        self._write(BOOT_MARKER, boot)
 
     # ---- the end
 
