@@ -16,11 +16,12 @@ FLOORS = {
     'zeo.client.inquiry': 3,
     'zeo.StorageServer': 3, 'zeo.client.supervisor': 3, 'zeo.client.iteration': 3,
     'zeo.ClientStorage': 4, 'zeo.start': 4, 'zeo.convenience': 4,
+    'zeo.commands': 5, 'zeo.pack': 6, 'zeo.status': 6, 'zeo.copy': 6, 'zeo.backup': 7,
     'zeo': 4,
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
 SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.writer',
-           'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.outgoing',
+           'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.outgoing', 'zeo.client.probe',
            'zeo.client.supervisor'}
 
 MODULES = {

@@ -1,0 +1,252 @@
+"""What the commands for those who look after a server have in common.
+
+Addresses and options are written as for ``zeo.start``.  The exit status is 0 if all went well, 1 if
+something could not be done, 2 if the command line is wrong; with 1 and 2 there is one line on standard
+error for each thing that went wrong.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import NoReturn
+
+from zeo.client.dialing import Address
+from zeo.client.dialing import display
+from zeo.client.dialing import parse_addresses
+from zeo.client.probe import probe
+from zeo.ClientStorage import ClientStorage
+from zeo.errors import ClientDisconnected
+from zeo.version import __version__
+from zeo.wire.messages import EXTENSIONS
+
+#: Seconds to wait for a server that does not answer.
+PATIENCE = 10.0
+
+
+class Failure(Exception):
+    """What was asked for cannot be done.  The text is one line for whoever typed the command."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line with the options that all commands share."""
+
+    def __init__(self, program: str, **options: Any) -> None:
+        super().__init__(prog=f'python -m {program}', add_help=False, allow_abbrev=False, **options)
+        self.program = program
+        common = self.add_argument_group('about this command')
+        common.add_argument('--help', action='help', help='show this text and stop')
+        common.add_argument('--version', action='version', version=f'zeo {__version__}', help=(
+            'show the version and stop'))
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and where to read on."""
+        self.exit(2, f'{self.program}: {" ".join(message.split())} (--help shows all options)\n')
+
+    def add_server_options(self) -> None:
+        """``-p``, ``-h`` and ``-U``, which are another way to write an address."""
+        where = self.add_argument_group('where the server is')
+        where.add_argument('-p', '--port', type=_port, metavar='PORT', help='its TCP port')
+        where.add_argument('-h', '--host', metavar='HOST', help=(
+            'with -p: the name or address of its machine (default: this one)'))
+        where.add_argument('-U', '--unix', metavar='FILE', help='its Unix domain socket')
+
+    def server_options(self, found: argparse.Namespace) -> list[Address]:
+        """The addresses that were given with ``-p``, ``-h`` and ``-U``."""
+        if found.host is not None and found.port is None:
+            self.error('-h says where the port is; give the port with -p')
+        addresses: list[Address] = []
+        if found.port is not None:
+            addresses.append((found.host or 'localhost', found.port))
+        if found.unix is not None:
+            addresses.append(found.unix)
+        return addresses
+
+
+def address(text: str) -> Address:
+    """``host:port``, ``:port`` for this machine, ``[address]:port``, or the path of a socket file."""
+    host, colon, port = text.rpartition(':')
+    try:
+        if colon and '/' not in text and port.isascii() and port.isdigit():
+            inner = host.removeprefix('[').removesuffix(']')
+            if (':' in inner) != (inner != host):
+                raise ValueError
+            return parse_addresses((inner, int(port)))[0]
+        return parse_addresses(text)[0]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no address; give host:port, :port for this machine,'
+            ' or the path of a socket file') from None
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f'{text!r} is no port; give a number from 1 to 65535')
+    return int(text)
+
+
+def run(program: str, command: Callable[[], None]) -> int:
+    """Run a command to its end; returns the exit status."""
+    try:
+        command()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        complain(program, 'stopped')
+        return 1
+    except BrokenPipeError:  # by `head`, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Failure, ClientDisconnected, OSError) as error:
+        complain(program, in_words(error))
+        return 1
+    return 0
+
+
+def complain(program: str, text: str) -> None:
+    print(f'{program}: {text}', file=sys.stderr, flush=True)
+
+
+def in_words(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return ' '.join(text.split())
+
+
+# ---- servers -------------------------------------------------------------------------
+
+
+class Client(ClientStorage):
+    """A storage on a server, with what only those want to know who look after it."""
+
+    def info(self) -> dict[str, Any]:
+        """What the server says about the storage now."""
+        info: dict[str, Any] = self._call('get_info')
+        return info
+
+    def offers(self, extension: str) -> bool:
+        return extension in self._info.get(EXTENSIONS, ())
+
+    def figures(self) -> dict[str, Any] | None:
+        """What the server tells about itself (`zeo.server.figures`); None if it is of another make."""
+        told: dict[str, Any] | None = self._call('figures') if self.offers('figures') else None
+        return told
+
+    def stop_pack(self) -> bool:
+        """Have the pack in progress stopped, if that is possible."""
+        return self.offers('figures') and bool(self._call('stop_pack'))
+
+
+def connect(where: Address, storage: str, program: str, **options: Any) -> Client:
+    """Open a storage on a server; raises `Failure` if that is not possible."""
+    logging.getLogger('zeo').addHandler(logging.NullHandler())  # what matters is raised
+    names = probe(where, PATIENCE)  # a client would go on asking, in case the server is just starting
+    if storage not in names:
+        raise Failure(f'{display(where)}: there is no storage {storage} here, but {", ".join(names)};'
+                      ' name one of these with -S')
+    defaults: dict[str, Any] = {
+        'wait_timeout': PATIENCE, 'client_label': program, 'cache_size': 1024 * 1024}
+    try:
+        return Client(where, storage, **(defaults | options))
+    except Exception as error:
+        raise Failure(f'{display(where)}: {in_words(error)}') from None
+
+
+# ---- for people to read -----------------------------------------------------------------
+
+
+def size(number: float | None) -> str:
+    """So many bytes, in three or four digits."""
+    if number is None:
+        return '?'
+    units = iter(['B', 'kB', 'MB', 'GB', 'TB'])
+    unit = next(units)
+    while abs(number) >= 1000 and unit != 'TB':
+        number, unit = number / 1000, next(units)
+    return f'{number:.0f} B' if unit == 'B' else f'{number:.1f} {unit}'
+
+
+def duration(seconds: float) -> str:
+    """A time span, in its two largest units."""
+    if seconds < 60:
+        return f'{max(seconds, 0):.1f} s'
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days} d {hours} h'
+    return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
+
+
+class Progress:
+    """How far something is, on standard error: a bar on a terminal if there is tqdm, else lines.
+
+    ``total`` is None if nobody knows how much there is to do.
+    """
+
+    #: A line is written after so many seconds at the earliest.
+    PAUSE = 5.0
+
+    def __init__(self, title: str, total: int | None, unit: str = 'B') -> None:
+        self._title = title
+        self._total = total
+        self._unit = unit
+        self._bar: Any = None
+        self._began = self._told = time.monotonic()
+        if sys.stderr.isatty():
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
+
+                self._bar = tqdm(desc=title, total=total, unit=unit, unit_scale=True, leave=False)
+
+    def at(self, done: float, note: str = '') -> None:
+        """So much is done of the total; a note says what is being done."""
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._told < self.PAUSE:
+            return
+        self._told = now
+        if self._total and done:
+            left = (now - self._began) * (self._total - done) / done
+            text = f'{100 * done / self._total:.0f} %, about {duration(left)} left'
+        else:
+            text = size(done) if self._unit == 'B' else f'{done:.0f}'
+        print(f'{self._title}: {text}{f" ({note})" if note else ""}', file=sys.stderr, flush=True)
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """Meanwhile Ctrl-C and SIGTERM set the event, in place of ending the program anywhere."""
+    asked = threading.Event()
+    signals = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, lambda *_: asked.set()) for number in signals]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(signals, before):
+            signal.signal(number, handler)
+
+
+def arguments_or_argv(arguments: Sequence[str] | None) -> Sequence[str]:
+    return sys.argv[1:] if arguments is None else arguments
