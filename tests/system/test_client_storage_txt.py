@@ -21,7 +21,7 @@ def port(tmp_path, monkeypatch):
     """The port of a server as the text describes it, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('ZEO_CLIENT', raising=False)
-    server = StorageServer({'1': FileStorage('Data.fs'), 'second': MappingStorage()},
+    server = StorageServer({'1': FileStorage('Data.fs', blob_dir='blobs'), 'second': MappingStorage()},
                            [('localhost', 0), 'zeo.sock'])
     server.start()
     yield server.addresses[0][1]
