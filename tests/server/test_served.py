@@ -81,6 +81,21 @@ def test_the_reply_to_an_own_commit_is_at_its_place_among_them(
     assert other.invalidations() == [(committed, [oid(1)]), (tids[0], [oid(2)])]
 
 
+def test_a_storage_may_show_the_last_tid_to_the_thread_that_calls_back(
+        serve: Serve, connect: Connect, storage: Announcing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As clients of PyPI's ZEO do."""
+    def tpc_finish(self: Announcing, transaction: Any, callback: Callable[[bytes], None]) -> bytes:
+        self.shown = MappingStorage.tpc_finish(self, transaction)
+        callback(self.shown)
+        return self.shown
+
+    monkeypatch.setattr(Announcing, 'tpc_finish', tpc_finish)
+    served = serve(storage)
+    peer, other = connect(served), connect(served)
+    committed = peer.commit(oid(1), b'record')
+    assert other.invalidations() == [(committed, [oid(1)])]
+
+
 def test_a_storage_that_does_not_call_back_is_announced_all_the_same(
         serve: Serve, connect: Connect, storage: Announcing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Announcing, 'tpc_finish', lambda self, transaction, callback:
@@ -243,23 +258,6 @@ def test_a_storage_is_served_read_only_if_it_is_or_if_that_is_wanted(
 
 
 # ---- packing
-
-
-def test_packs_of_one_storage_come_one_after_the_other(serve: Serve, connect: Connect) -> None:
-    inside: list[int] = []
-    most = []
-
-    class Packing(MappingStorage):
-        def pack(self, *_: Any) -> None:
-            inside.append(1)
-            most.append(len(inside))
-            inside.pop()
-
-    served = serve(Packing())
-    requests = [(peer, peer.ask('pack', time.time())) for peer in [connect(served) for _ in range(5)]]
-    for peer, request in requests:
-        assert peer.answer(request) is None
-    assert most == [1] * 5
 
 
 def test_close_waits_for_a_pack(connect: Connect) -> None:

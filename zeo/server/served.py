@@ -286,16 +286,16 @@ class Served:
             last_tid, self._in_doubt = z64, True
         deliver(self.publisher.start_afresh(last_tid))
 
-    def catch_up(self) -> None:
+    def catch_up(self, announcing: bytes | None = None) -> None:
         """See to it that nobody takes the last tid announced for the storage's if it is not.
 
         What announces itself never shows a tid before it is announced, except when it could not tell
-        what had changed (``invalidateCache``): its last tid moves after that.  Raises what the storage
-        raises.
+        what had changed (``invalidateCache``): its last tid moves after that.  Stock ZEO's clients show the
+        thread that is ``announcing`` a tid just that one.  Raises what the storage raises.
         """
         if self.announces_itself or self._in_doubt:
             last_tid = self._last_tid_of_storage()  # first: the publisher's may only be later
-            if last_tid > self.publisher.last_tid:
+            if last_tid > self.publisher.last_tid and last_tid != announcing:
                 logger.warning('storage %s has transactions that it did not announce; everybody is'
                                ' disconnected', self.name)
                 deliver(self.publisher.start_afresh(last_tid))
@@ -375,7 +375,7 @@ class _Wrapper:
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         served = self._served
         try:
-            served.catch_up()
+            served.catch_up(tid)
             deliver(served.publisher.publish(tid, [bytes(oid) for oid in oids]))
         except BaseException:  # some may have been told and others not
             served.hang_up_on_everybody()

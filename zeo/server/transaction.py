@@ -315,7 +315,7 @@ class Transaction:
         told: list[Outbox] = []
 
         def publish(tid: bytes) -> None:
-            served.catch_up()
+            served.catch_up(tid)
             answer: Frame = ()
             if message_id is not None:
                 answer = served.size_notice() + messages.reply(message_id, tid)
