@@ -146,6 +146,7 @@ def test_whoever_sends_for_a_fast_reader_stops_after_a_while(
             return [b'x' * 100]
 
     endless = Endless()
+    endless.backlog = 1
     pair.line.outbox = endless
     assert pair.line.send() is False
     assert endless.size_sent <= 1200
@@ -260,22 +261,13 @@ def test_shutting_down_holds_off_closing(pair: Pair) -> None:
 def test_an_error_that_is_not_the_networks_ends_this_connection_and_not_the_writer(
         pairs: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        def __init__(self, sock: socket.socket) -> None:
-            self._sock = sock
-
-        def sendmsg(self, *_: Any) -> int:
-            raise MemoryError
-
-        send = sendmsg
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._sock, name)
+    def fail(*_: Any) -> int:
+        raise MemoryError
 
     broken, other = pairs(), pairs()
     sent = broken.stuff()
     assert not has_turn(broken.line)
-    monkeypatch.setattr(broken.line, 'sock', Broken(broken.line.sock))
+    monkeypatch.setattr(broken.line, '_send', fail)
     broken.read(sent)
     until(lambda: broken.outbox.gone, 'the connection has ended')
     monkeypatch.undo()
