@@ -18,8 +18,8 @@ Address = tuple[str, int] | str
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Where data is kept in memory.
-TMPFS = '/dev/shm'
+#: Where data is kept in memory, if the system has such a place.
+TMPFS = '/dev/shm' if os.path.isdir('/dev/shm') else tempfile.gettempdir()
 
 # ZEO takes uvloop whenever that can be imported: so its absence has to be arranged.
 _RUNZEO = 'import sys; {}; from ZEO.runzeo import main; main(sys.argv[1:])'
