@@ -151,6 +151,18 @@ def test_what_was_put_aside_beyond_the_verified_tid_is_replayed_in_order(upkeep:
     assert upkeep.cache.loadBefore(oid(1), tid(9)) == (b'one', tid(1), tid(9))
 
 
+def test_what_verification_has_covered_may_still_be_announced(upkeep: Upkeep) -> None:
+    """Some servers answer ``getInvalidations`` ahead of announcements that the answer covers."""
+    upkeep.settle(Verdict.CATCH_UP, tid(7), (tid(8), [oid(1)]), [])
+    upkeep.invalidated(tid(7), [oid(1)])
+    upkeep.invalidated(tid(8), [oid(1)])
+    assert upkeep.cache.last_tid == tid(8)
+    assert database(upkeep).told == [(tid(8), [oid(1)])]
+    upkeep.invalidated(tid(9), [oid(1)])
+    with pytest.raises(ProtocolError):
+        upkeep.invalidated(tid(9), [oid(1)])
+
+
 def test_a_cache_newer_than_the_server_is_refused_and_kept(upkeep: Upkeep) -> None:
     with pytest.raises(CacheIsNewer):
         upkeep.judge(tid(4))

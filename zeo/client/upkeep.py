@@ -46,6 +46,7 @@ class Upkeep:
         self.cache = cache
         self.database: Database | None = None
         self.start_over = start_over  # forget a cache that is newer than the server
+        self._verified = z64  # the tid that the server gave when this connection was made
 
     def loaded(self, key: Any, result: Any) -> None:
         """A revision has come that was asked for with ``key = (oid, before tid)``."""
@@ -55,6 +56,10 @@ class Upkeep:
 
     def invalidated(self, tid: bytes, oids: Sequence[bytes]) -> None:
         """Another client has committed."""
+        if tid <= self._verified:
+            # ZEO's server answers getInvalidations ahead of announcements that the answer covers.
+            self.cache.invalidate(tid, oids)
+            return
         if tid <= self.cache.last_tid:
             raise ProtocolError(f'transaction {tid.hex()} is announced after {self.cache.last_tid.hex()}')
         self.cache.invalidate(tid, oids)
@@ -120,6 +125,7 @@ class Upkeep:
         if verdict in (Verdict.DROP, Verdict.DOUBT, Verdict.START):
             self._drop_objects()
         cache.set_last_tid(server_tid)
+        self._verified = server_tid
         for tid, oids in early:
             if tid > server_tid:
                 self.invalidated(tid, oids)
