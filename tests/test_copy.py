@@ -1,0 +1,165 @@
+"""``python -m zeo.copy``: whole databases between files and servers, and their comparison."""
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ZODB
+from ZODB.blob import Blob
+from ZODB.FileStorage import FileStorage
+
+from tests.system.servers import Server, Storage
+from zeo import copy
+from zeo.commands import Failure
+
+Start = Callable[..., Server]
+
+#: A FileStorage with blobs, as a server opens it.
+WITH_BLOBS = {'1': Storage("FileStorage('Data.fs', blob_dir='blobs')")}
+
+
+def spell(server: Server) -> str:
+    address = server.address
+    return address if isinstance(address, str) else '%s:%d' % address
+
+
+def fill(storage: Any, blobs: bool = False) -> None:
+    """A few transactions, one of which was undone, and perhaps some with blobs."""
+    db = ZODB.DB(storage)
+    for number in range(4):
+        with db.transaction(f'number {number}') as connection:
+            connection.root()[number % 2] = str(number) * 1000
+    db.undo(db.undoLog(0, 1)[0]['id'])
+    __import__('transaction').commit()
+    if blobs:
+        for number in range(2):
+            with db.transaction() as connection:
+                connection.root()['blob'] = Blob(bytes([number]) * 300_000)
+    db.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    fill(FileStorage(str(tmp_path / 'source.fs')))
+    return tmp_path / 'source.fs'
+
+
+def run(*arguments: Any) -> int:
+    return copy.main([str(each) for each in arguments])
+
+
+def test_a_file_is_copied_to_a_server_and_out_of_it_again(
+        source: Path, tmp_path: Path, start_server: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start_server()
+    assert run(source, spell(server)) == 0
+    assert run('--verify', source, spell(server)) == 0
+    assert run(spell(server), tmp_path / 'again.fs') == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == ['6 transactions, 6 records, 0 blobs, 9.5 kB',
+                                     '6 transactions, 6 records, 0 blobs, 9.5 kB: no difference',
+                                     '6 transactions, 6 records, 0 blobs, 9.5 kB']
+    assert not told.err
+    assert (tmp_path / 'again.fs').read_bytes() == source.read_bytes()
+
+
+def test_blobs_are_copied_too(
+        tmp_path: Path, start_server: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    path, blobs = tmp_path / 'source.fs', tmp_path / 'blobs'
+    fill(FileStorage(str(path), blob_dir=str(blobs)), blobs=True)
+    server = start_server(storages=WITH_BLOBS)
+    assert run(path, spell(server), '--source-blobs', blobs) == 0
+    assert run(spell(server), tmp_path / 'again.fs', '--target-blobs', tmp_path / 'again') == 0
+    assert run('--verify', path, tmp_path / 'again.fs', '--source-blobs', blobs,
+               '--target-blobs', tmp_path / 'again') == 0
+    told = capsys.readouterr()
+    assert [re.findall(r'(\d+) blobs', line) for line in told.out.splitlines()] == [['2'], ['2'], ['2']]
+    assert not told.err
+    [one, *_] = sorted((tmp_path / 'again').rglob('*.blob'))
+    one.chmod(0o600)
+    one.write_bytes(b'something else')
+    assert run('--verify', path, tmp_path / 'again.fs', '--source-blobs', blobs,
+               '--target-blobs', tmp_path / 'again') == 1
+    assert re.search('the blob of object [0-9a-f]{16} differs', capsys.readouterr().err)
+
+
+def test_blobs_that_cannot_be_copied_are_told_of(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, blobs = tmp_path / 'source.fs', tmp_path / 'blobs'
+    fill(FileStorage(str(path), blob_dir=str(blobs)), blobs=True)
+    assert run(path, tmp_path / 'one.fs', '--source-blobs', blobs) == 1
+    assert run(path, tmp_path / 'two.fs') == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert '2 blobs were left out: the target has no place for them' in first
+    assert '2 blobs were left out: the source does not say where they are' in second
+
+
+def test_a_copy_that_was_stopped_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
+    one, two = FileStorage(str(source), read_only=True), FileStorage(str(tmp_path / 'copy.fs'))
+
+    class AfterThree(threading.Event):
+        def is_set(self) -> bool:
+            return len(list(copy.transactions(two, None, one.lastTransaction()))) == 3
+
+    with pytest.raises(Failure, match='stopped after 3 transactions, .*; the same command goes on'):
+        copy.copy(one, two, AfterThree())
+    assert copy.copy(one, two, threading.Event()).transactions == 3
+    assert copy.copy(one, two, threading.Event()).transactions == 0
+    assert copy.compare(one, two, threading.Event()).transactions == 6
+    one.close()
+    two.close()
+    assert (tmp_path / 'copy.fs').read_bytes() == source.read_bytes()
+
+
+def test_a_target_with_other_transactions_is_left_alone(
+        source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / 'other.fs'
+    fill(FileStorage(str(other)))
+    before = other.read_bytes()
+    assert run(source, other) == 1
+    assert 'the target has transactions already, and its last one, ' in capsys.readouterr().err
+    assert other.read_bytes() == before
+
+
+def test_a_configuration_file_of_zodb_can_be_source_and_target(
+        source: Path, tmp_path: Path, start_server: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'one.conf').write_text(f'<filestorage>\npath {source}\nread-only true\n</filestorage>\n')
+    (tmp_path / 'two.conf').write_text(
+        f'<filestorage>\npath {tmp_path}/two.fs\nblob-dir {tmp_path}/two\n</filestorage>\n')
+    assert run(tmp_path / 'one.conf', tmp_path / 'two.conf') == 0
+    assert (tmp_path / 'two.fs').read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize('make', ['more', 'less', 'other'])
+def test_the_first_difference_is_told(
+        make: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / 'target.fs'
+    assert run(source, target) == 0
+    if make == 'other':
+        data = target.read_bytes()
+        target.write_bytes(data.replace(b'2' * 1000, b'2' * 999 + b'x'))
+    else:
+        db = ZODB.DB(str(target if make == 'more' else source))
+        with db.transaction() as connection:
+            connection.root()['new'] = 1
+        db.close()
+    capsys.readouterr()
+    assert run('--verify', source, target) == 1
+    assert re.search({'more': 'the target has transactions after [0-9a-f]{16}, the last one of the source',
+                      'less': 'the target has no transaction [0-9a-f]{16}',
+                      'other': 'transaction [0-9a-f]{16}: object 0{16} differs'}[make],
+                     capsys.readouterr().err)
+
+
+def test_a_source_that_is_not_there_and_a_target_that_cannot_be_used_are_told(
+        source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / 'missing.fs', tmp_path / 'target.fs') == 1
+    assert run(source, tmp_path) == 1
+    assert run(':1', tmp_path / 'target.fs') == 1
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert 'missing.fs: cannot be opened: there is no such file' in first
+    assert 'cannot be opened: ' in second
+    assert 'no server answers at localhost:1' in third
+    assert not (tmp_path / 'target.fs').exists()
