@@ -900,3 +900,71 @@ def test_a_place_given_away_while_it_is_read_is_not_believed(cache: Cache, monke
     monkeypatch.setattr(log, 'read', gate)
     assert cache.loadBefore(A, T4) is None      # without the look at `begun`: (b'off', T2, None)
     assert cache.loadBefore(A, T3) == (b'off', T2, T3)
+
+
+# What is hit again and again
+
+def warm(cache: Cache, oid: bytes) -> None:
+    for _ in range(3):
+        cache.load(oid)
+    assert oid in cache._hot
+
+
+@pytest.mark.parametrize('change', [
+    lambda cache: cache.invalidate(T2, [A]),
+    lambda cache: cache.invalidate(None, [A]),
+    lambda cache: cache.drop([A]),
+    lambda cache: cache.clear(),
+    lambda cache: cache.suspect_all(),
+    lambda cache: cache.close(),
+    lambda cache: cache.abandon(),
+], ids=['ended', 'ended some time', 'dropped', 'cleared', 'in doubt', 'closed', 'abandoned'])
+def test_what_is_kept_in_memory_ends_with_the_revision(cache: Cache, change: Any) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    warm(cache, A)
+    change(cache)
+    assert cache.load(A) is None
+
+
+def test_what_is_kept_in_memory_gives_way_to_a_newer_revision(cache: Cache) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    warm(cache, A)
+    cache.store(A, T2, None, b'two')
+    assert cache.load(A) == (b'two', T2)
+    assert cache.loadBefore(A, T2) is None
+
+
+def test_what_is_kept_in_memory_is_not_served_to_those_who_look_further_back(cache: Cache) -> None:
+    cache.store(A, T2, None, b'two')
+    cache.flush()
+    warm(cache, A)
+    assert cache.loadBefore(A, T2) is None
+
+
+def test_a_revision_that_ended_while_it_was_read_does_not_enter_memory(
+        cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    cache.load(A)
+    keep = cache._keep_hot
+
+    def late(*args: Any) -> None:  # between the read and the keeping
+        cache.invalidate(T2, [A])
+        keep(*args)
+
+    monkeypatch.setattr(cache, '_keep_hot', late)
+    assert cache.load(A) == (b'one', T1)  # it began before
+    assert cache.load(A) is None
+
+
+def test_memory_holds_no_more_than_its_share(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('zeo.client.cache.HOT_SIZE', 100)
+    for oid in A, B:
+        cache.store(oid, T1, None, b'x' * 60)
+    cache.flush()
+    warm(cache, A)
+    warm(cache, B)
+    assert A not in cache._hot
+    assert cache.load(A) == (b'x' * 60, T1)

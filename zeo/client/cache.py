@@ -9,6 +9,8 @@ index before.  So if none was begun, the bytes are those of the revision that wa
 the index was asked (*read, then validate*); the checksum is for damage on the disk.  If one was, the
 same is done again under the mutex, where nothing moves.
 
+What is hit again and again is also kept in memory, up to 1 MB, until the next change of the cache.
+
 **Whatever interrupts a change** (a full disk, KeyboardInterrupt between two steps) leaves an empty
 cache: nothing is served from a state nobody can prove.  The file keeps the prefix it has, and the
 log starts over when there is something to store.
@@ -47,6 +49,9 @@ FAR_FUTURE = b'\xff' * 8
 
 #: So many revisions, and so many bytes of them, may be set aside; a longer one never is.
 ASIDE, ASIDE_SIZE, ASIDE_LONGEST = 64, 128 * 1024, 16 * 1024
+
+#: Bytes of records that were hit more than once and are kept in memory since the last change.
+HOT_SIZE = 1024 * 1024
 
 #: When the disk refuses, so many stores are ignored before it is tried again.
 PAUSE = 1000
@@ -114,6 +119,8 @@ def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenat
                 return None
             self._changing = True
             try:
+                if self._hot:
+                    self._hot, self._hot_size = {}, 0
                 if self._aside:
                     self._put_away()
                 return method(self, *args, **kw)
@@ -151,6 +158,10 @@ class Cache:
         self._complained = False
         self._log = log
         self._ledger = Ledger(log)
+        #: Current revisions that were hit more than once, by oid.  Every change begins with none, so
+        #: there is no change that they may miss; they enter under the mutex and are found without it.
+        self._hot: dict[bytes, tuple[bytes, bytes, None]] = {}
+        self._hot_size = 0
         #: What is known beside the index, by oid: record, start, hits.  Replaced, never emptied.
         self._aside: dict[bytes, list[Any]] = {}
         self._aside_size = 0
@@ -182,6 +193,9 @@ class Cache:
         """The revision that was current before `tid`: record, start tid, end tid (None: current)."""
         if not len(oid) == len(tid) == 8:
             return None
+        hot = self._hot.get(oid)
+        if hot is not None and hot[1] < tid:
+            return hot
         aside = self._aside.get(oid)
         if aside is not None and aside[1] < tid:
             aside[2] += 1
@@ -195,11 +209,23 @@ class Cache:
             except OSError:     # closed meanwhile, or a bad disk
                 found = None
             if found is not None and found[0] == oid and found[1] < tid and log.begun == begun:
-                self._ledger.use(place)
-                return found[2], found[1], None
+                hot = found[2], found[1], None
+                if self._ledger.use(place):
+                    self._keep_hot(oid, key, hot)
+                return hot
         elif key not in self._ledger.index.historic and not self._changing:
             return None
         return self._find(key, int.from_bytes(tid))
+
+    def _keep_hot(self, oid: bytes, key: int, revision: tuple[bytes, bytes, None]) -> None:
+        """Have a revision that is hit again and again in memory, if it is still the current one."""
+        with self._mutex:
+            if (not self._changing and self._ledger.index.current.starts.get(key)
+                    == int.from_bytes(revision[1])):
+                self._hot_size += len(revision[0])
+                if self._hot_size > HOT_SIZE:
+                    self._hot, self._hot_size = {}, len(revision[0])
+                self._hot[oid] = revision
 
     @_change
     def _find(self, oid: int, tid: int) -> tuple[bytes, bytes, bytes | None] | None:
@@ -394,6 +420,7 @@ class Cache:
         """A change was not completed."""
         try:
             self._resting = pause
+            self._hot, self._hot_size = {}, 0
             self._aside, self._aside_size = {}, 0
         finally:
             self._ledger.forget_all()

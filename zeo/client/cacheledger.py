@@ -58,11 +58,13 @@ class Ledger:
         #: for those that are in use as a whole.
         self._savings = log.extent // 2
 
-    def use(self, place: int) -> None:
-        """Count a hit."""
+    def use(self, place: int) -> bool:
+        """Count a hit; whether there was one before."""
         grain = (place >> SIZE_BITS) // GRAIN
-        if self._used[grain] < MOST_USED:
-            self._used[grain] += 1
+        used = self._used[grain]
+        if used < MOST_USED:
+            self._used[grain] = used + 1
+        return used > 0
 
     # What a server says
 
