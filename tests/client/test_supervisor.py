@@ -526,3 +526,25 @@ def test_closing_while_a_better_server_is_looked_for(client: MakeClient, host: H
     one.supervisor.close()
     assert seeker.at_end()
     assert peer.at_end()
+
+
+def test_closing_does_not_wait_for_a_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        asked.set()
+        assert answer.wait(PATIENCE)
+        raise OSError('no such name')
+
+    monkeypatch.setattr('zeo.client.dialing.socket.getaddrinfo', slow)
+    monkeypatch.setattr('zeo.client.supervisor.JOIN', PATIENCE)
+    one = Client(('nobody.example', 1))
+    one.supervisor.start()
+    assert asked.wait(PATIENCE)
+    thread = one.supervisor._thread
+    assert thread is not None
+    one.supervisor.close()  # or it would wait for the answer, which comes later
+    assert thread.is_alive()
+    answer.set()
+    thread.join(PATIENCE)
+    one.close()

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Generator
 from collections.abc import Iterator
 from collections.abc import Sequence
+from threading import Thread
+from threading import get_ident
 from time import monotonic
 from typing import Any
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
 from zeo.wire.messages import answer_to_greeting
 
-__all__ = ['Address', 'Line', 'dial', 'display', 'parse_addresses']
+__all__ = ['Address', 'Line', 'dial', 'display', 'is_asking', 'parse_addresses']
 
 #: ``(host, port)``, or the path of a Unix domain socket.
 Address = tuple[str, int] | str
@@ -253,16 +255,30 @@ def dial(addresses: Sequence[Address], interruption: socket.socket) -> Generator
         raise ClientDisconnected('no server answers (' + '; '.join(failures) + ')')
 
 
+#: Threads that ask what a name stands for.  Nothing can interrupt that.
+_asking: set[int | None] = set()
+
+
+def is_asking(thread: Thread) -> bool:
+    """Whether a thread cannot end now because it waits for a name server."""
+    return thread.ident in _asking
+
+
 def _resolve(addresses: Sequence[Address]) -> Iterator[tuple[Address, int, Any]]:
     """Each address with its family and what to give to `connect`, or the error that prevents it."""
     for address in addresses:
         if isinstance(address, str):
             yield address, socket.AF_UNIX, address
             continue
+        _asking.add(get_ident())
         try:
-            found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+            found: Any = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            yield address, socket.AF_UNSPEC, error
+            found = error
+        finally:
+            _asking.discard(get_ident())
+        if isinstance(found, Exception):
+            yield address, socket.AF_UNSPEC, found
         else:
             for family, _, _, _, where in found:
                 yield address, family, where

@@ -26,6 +26,7 @@ from zeo.client.dialing import Address
 from zeo.client.dialing import Line
 from zeo.client.dialing import dial
 from zeo.client.dialing import display
+from zeo.client.dialing import is_asking
 from zeo.client.inquiry import inquire
 from zeo.client.upkeep import Invalidation
 from zeo.client.upkeep import Upkeep
@@ -218,7 +219,9 @@ class Supervisor:
             return
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():
-                thread.join(JOIN)
+                until = monotonic() + JOIN
+                while thread.is_alive() and not is_asking(thread) and monotonic() < until:
+                    thread.join(0.05)
                 if thread.is_alive():
                     logger.warning('%s goes on to end in the background', thread.name)
         if not started:
