@@ -147,12 +147,13 @@ def transactions(storage: Any, start: bytes | None, stop: bytes) -> Generator[An
 # ---- copying ---------------------------------------------------------------------------
 
 
-def copy(source: Any, target: Any, stop: threading.Event, end: bytes | None = None) -> Count:
+def copy(source: Any, target: Any, stop: threading.Event, end: bytes | None = None,
+         partial: bool = False) -> Count:
     """Copy what the target does not have, up to ``end``, by default what is now the source's last one.
 
     A target that has transactions already has to end with one that is in the source, too.  Each
     transaction is there as a whole or not at all, so a copy that was stopped can be taken up again.
-    Raises `Failure`.
+    Raises `Failure`; but with ``partial`` it just returns when it is to stop.
     """
     if not can_restore(target):
         raise Failure('the target cannot take transactions with the times and ids that they have')
@@ -166,6 +167,8 @@ def copy(source: Any, target: Any, stop: threading.Event, end: bytes | None = No
     with commands.Progress('copying', max(source.getSize() - target.getSize(), 1)) as bar, _kindly(count):
         for transaction in transactions(source, start, end):
             if stop.is_set():
+                if partial:
+                    break
                 raise Failure(f'stopped after {count}; the same command goes on from here')
             copy_transaction(transaction, source, target, count)
             bar.at(count.size, f'{count.transactions} transactions')
