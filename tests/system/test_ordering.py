@@ -422,6 +422,15 @@ def a_finish_fails_when_all_is_on_disk(stage: Stage) -> None:
         stage.found.add('V')
 
 
+def a_committer_is_lost_while_it_finishes(stage: Stage) -> None:
+    committer, other, _ = stage.clients(3)
+    stage.vote(committer, oid(1))
+    with stage.stopped('finishing', stage.finish, committer):
+        stage.outbox(committer).end()
+        committer.ended = True
+    stage.commit(other, oid(2))
+
+
 def an_own_commit_stands_between_those_of_others(stage: Stage) -> None:
     """The storage is itself a client: another transaction comes before its ``tpc_finish`` returns."""
     committer, observer = stage.clients(2)
@@ -434,8 +443,6 @@ def an_own_commit_stands_between_those_of_others(stage: Stage) -> None:
         stage.commit(committer, oid(1))
     except EOFError:
         stage.found.add('F')  # there was no place left for the answer
-
-# ---- mutants -----------------------------------------------------------------------
 
 
 def no_mark(stage: Stage) -> None:
@@ -525,6 +532,15 @@ def answer_and_tell_the_others_later(stage: Stage) -> None:
         committer.announce(answer, tid, oids)
         put_off(lambda: inner(self, tid, oids, committer, ()))
         return [committer]
+
+    stage.patch.setattr(Publisher, 'publish', publish)
+
+
+def a_loss_ends_the_finish(stage: Stage) -> None:
+    inner = Publisher.publish
+
+    def publish(self: Publisher, tid: bytes, oids: Any, committer: Any = None, answer: Any = ()) -> Any:
+        return [] if committer.gone else inner(self, tid, oids, committer, answer)
 
     stage.patch.setattr(Publisher, 'publish', publish)
 
@@ -628,6 +644,7 @@ SCENARIOS: list[tuple[Callable[[Stage], None], dict[Callable[[Stage], None], str
     (the_lock_is_granted_to_who_has_left, {grant_without_asking: 'K'}),
     (finish_and_time_out_come_together, {look_then_claim: 'K'}),
     (a_finish_fails_when_all_is_on_disk, {hang_up_and_leave_the_ring: 'R', hang_up_on_nobody: 'H'}),
+    (a_committer_is_lost_while_it_finishes, {a_loss_ends_the_finish: 'I'}),
     (an_own_commit_stands_between_those_of_others, {publish_when_the_storage_has_returned: 'F'}),
 ]
 
