@@ -55,12 +55,14 @@ def test_who_holds_the_commit_lock_and_who_waits_is_shown(
 def test_programs_read_json(
         start_server: Start, open_client: Open, capsys: pytest.CaptureFixture[str]) -> None:
     server = start_server()
-    clients.store(open_client('zeo', server))
+    clients.store(open_client('zeo', server), record=b'x' * 100_000)
     assert status.main([*arguments(server), '--json', '--interval=0.1']) == 0
     [told] = json.loads(capsys.readouterr().out).values()
     storage = told['storages']['1']
     assert (storage['commits'], storage['commits_per_second'], len(storage['clients'])) == (1, 0.0, 2)
     assert storage['room'] > 0
+    assert [each['received'] > 100_000 for each in storage['clients']] == [True, False]
+    assert all(each['sent'] > 100 for each in storage['clients'])
 
 
 def test_a_server_of_another_make_tells_less(

@@ -303,8 +303,9 @@ class Connection:
 
     def _converse(self, inbox: Inbox) -> None:
         """Serve one request after the other, as long as there are any; send replies in one go."""
-        handle = self.session.handle
-        outbox = self.session.outbox
+        session = self.session
+        handle = session.handle
+        outbox = session.outbox
         push = self.line.push
         receive = self._sock.recv_into
         payload = inbox.next()
@@ -321,6 +322,7 @@ class Connection:
             count = receive(inbox.buffer())
             if not count:
                 return
+            session.received += count
             payload = inbox.received(count)
 
     def stop(self) -> None:

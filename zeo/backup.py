@@ -280,7 +280,7 @@ class Backup:
             told = json.loads((path / 'part.json').read_text())
             for name in asdict(total):
                 setattr(total, name, getattr(total, name) + told[name])
-        return f'{total}, in {len(self.parts)} parts, until {when(self.lastTransaction())}'
+        return f'{total}, parts: {len(self.parts)}, until {when(self.lastTransaction())}'
 
 
 def check(folder: Path) -> None:
