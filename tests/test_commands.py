@@ -1,6 +1,8 @@
 """What the commands share: addresses, errors in one line, figures for people, progress."""
 
 import argparse
+import configparser
+import importlib
 import io
 import os
 import signal
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.system.servers import ROOT
 from zeo import commands
 from zeo.commands import Failure
 from zeo.commands import Progress
@@ -108,3 +111,15 @@ def test_an_interruption_is_noted_and_ends_nothing(number: signal.Signals) -> No
         os.kill(os.getpid(), number)
         assert asked.wait(10)
     assert signal.getsignal(number) is before
+
+
+def test_every_command_is_also_installed_as_a_script() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    scripts = dict(line.split(' = ') for line in setup['options.entry_points']['console_scripts'].split('\n')
+                   if line)
+    assert set(scripts) == {'zeo-backup', 'zeo-copy', 'zeo-pack', 'zeo-start', 'zeo-status'}
+    for script, place in scripts.items():
+        module, _, function = place.partition(':')
+        assert module == script.replace('-', '.')
+        assert callable(getattr(importlib.import_module(module), function))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import ZODB
 from ZODB.FileStorage import FileStorage
 
 from tests.system.servers import PATIENCE, ROOT, Server, Storage, until
-from zeo import pack
+from zeo import commands, pack
+from zeo.commands import Failure
 
 Start = Callable[..., Server]
 Open = Callable[..., Any]
@@ -138,6 +140,23 @@ def test_ctrl_c_stops_a_pack_and_leaves_the_database_as_it_was(
     assert 'the pack of storage 1 was stopped; the database is as it was' in line
     assert (Path(server.folder) / 'Data.fs').read_bytes() == before
     fill(open_client, server)   # and it works
+
+
+@pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
+def test_that_a_pack_cannot_be_stopped_is_told(
+        kind: str, start_server: Start, open_client: Open, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    server = start_server(kind)
+    fill(open_client, server)
+    monkeypatch.setattr('zeo.commands.Client.figures', lambda client: None)     # of a stock server
+    monkeypatch.setattr('zeo.commands.Client.stop_pack', lambda client: False)
+    never = threading.Event()
+    monkeypatch.setattr('zeo.commands.Client.pack', lambda client, t: never.wait(PATIENCE))
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Failure, match='this server cannot stop a pack; it goes on there'):
+        pack.pack(commands.address(arguments(server)[0]), '1', time.time(), stop, False)
+    never.set()
 
 
 def test_a_second_pack_at_the_same_time_is_refused(

@@ -90,14 +90,12 @@ class _Pack:
     def wait(self, title: str, total: int, stop: threading.Event) -> None:
         """Until it has ended; raises `Failure` if it did not succeed."""
         self._thread.start()
-        told = False  # who waits for a pack to stop was told that it cannot be
         with commands.Progress(f'packing {title}', total if self._client.offers('figures') else None) as bar:
             while self._thread.is_alive():
                 try:
-                    if stop.is_set() and not told and not self._client.stop_pack():
+                    if stop.is_set() and not self._client.stop_pack():
                         self._thread.join(INTERVAL)
                         if self._thread.is_alive() and not self._progresses():
-                            told = True
                             raise Failure(f'{title}: this server cannot stop a pack; it goes on there')
                     self._show(bar, total)
                 except ClientDisconnected:
