@@ -68,6 +68,10 @@ _ENOUGH = 128 * 1024
 CLOSING_PATIENCE = 10.0
 LAST_WORDS_PATIENCE = 5.0
 
+#: The kernel takes no more while so many bytes wait in it to be sent: on a slow line, what is small and
+#: comes after a blob does not wait for megabytes.
+UNSENT = 128 * 1024
+
 #: TCP keep-alive: after so many idle seconds, every so many seconds, so many times.  A client whose
 #: machine has vanished is found out within `IDLE + INTERVAL * COUNT` seconds.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
@@ -242,6 +246,8 @@ class Connection:
         sock.setblocking(True)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in [('TCP_KEEPIDLE', KEEPALIVE_IDLE),
                                   ('TCP_KEEPINTVL', KEEPALIVE_INTERVAL),

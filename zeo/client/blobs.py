@@ -326,6 +326,7 @@ class BlobCache:
     def get(self, oid: bytes, tid: bytes, fetch: Fetch) -> str:
         path = self._path(oid, tid)
         key = oid, tid
+        attempts = 0
         while not self._use(path):
             with self._mutex:
                 underway = self._fetching.get(key)
@@ -344,12 +345,12 @@ class BlobCache:
                 with self._mutex:
                     self._fetching.pop(key, None)
                 mine.set()
-            if self._use(path):
-                break
             if failure is not None:
                 raise ClientStorageError(f'the blob cache folder {self.folder} cannot be written to:'
                                          f' {failure.strerror or failure}') from failure
-            raise POSKeyError(f'No blob {oid_repr(oid)} {tid_repr(tid)} on the server', oid, tid)
+            attempts += 1  # if it is not there now, another process has removed it to make room
+            if attempts == ATTEMPTS:
+                raise POSKeyError(f'No blob {oid_repr(oid)} {tid_repr(tid)} in {self.folder}', oid, tid)
         return path
 
     @staticmethod

@@ -41,6 +41,10 @@ GREETING_LIMIT = 64
 #: No message is refused for its length once the server has been greeted: records have no limit.
 MESSAGE_LIMIT = 2**32 - 1
 
+#: The kernel takes no more while so many bytes wait in it to be sent: on a slow line, a small request
+#: does not wait for megabytes of a blob.
+UNSENT = 128 * 1024
+
 #: A peer that has gone without a word is found out after `DEAD_AFTER` seconds: of silence on an idle
 #: connection (three probes unanswered), or with something sent and not acknowledged.
 DEAD_AFTER = 40
@@ -143,6 +147,8 @@ class _Attempt:
 
     def _tune(self) -> None:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
             if hasattr(socket, name):

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 #: A download sends pieces of so many bytes, while no more than so many are still to be sent.
 CHUNK = 120_000
-BACKLOG = 1024 * 1024
+BACKLOG = 512 * 1024
 
 #: A client that takes no data for so many seconds does not get the rest.
 PATIENCE = 300.0
