@@ -15,6 +15,7 @@ from tests.system.servers import ROOT
 from zeo import commands
 from zeo.commands import Failure
 from zeo.commands import Progress
+from zeo.errors import ServerException
 
 
 @pytest.mark.parametrize('text, meant', [
@@ -42,6 +43,8 @@ def failing(error: BaseException) -> Callable[[], None]:
 @pytest.mark.parametrize('error, line', [
     (Failure('there is no\nserver'), 'test: there is no server\n'),
     (FileNotFoundError(2, 'No such file', 'x'), 'test: x: No such file\n'),
+    (Failure(commands.in_words(ServerException('a.b.C', ('what the server says',)))),
+     'test: what the server says\n'),
     (KeyboardInterrupt(), 'test: stopped\n'),
 ])
 def test_what_goes_wrong_is_one_line_and_status_1(

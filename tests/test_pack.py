@@ -137,7 +137,8 @@ def test_ctrl_c_stops_a_pack_and_leaves_the_database_as_it_was(
     assert packing.returncode == 1
     assert not out
     [line] = err.splitlines()
-    assert 'the pack of storage 1 was stopped; the database is as it was' in line
+    assert line.endswith(', storage 1: the pack of storage 1 was stopped; the database is as it was')
+    server.log.wait_for('the pack of storage 1 was stopped')
     assert (Path(server.folder) / 'Data.fs').read_bytes() == before
     fill(open_client, server)   # and it works
 

@@ -25,6 +25,7 @@ from zeo.client.dialing import parse_addresses
 from zeo.client.probe import probe
 from zeo.ClientStorage import ClientStorage
 from zeo.errors import ClientDisconnected
+from zeo.errors import ServerException
 from zeo.version import __version__
 from zeo.wire.messages import EXTENSIONS
 
@@ -118,6 +119,8 @@ def in_words(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, OSError) and error.strerror:
         text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    elif isinstance(error, ServerException) and isinstance(error.value, tuple) and error.value:
+        text = ', '.join(map(str, error.value))  # without the name of a class in the server
     else:
         text = str(error) or type(error).__name__
     return ' '.join(text.split())

@@ -5,6 +5,7 @@ finds to be alive, and then reads its file from the beginning to the end.  At bo
 be stopped, and leaves nothing behind, until the packed file takes the place of the old one.
 """
 
+import logging
 import os
 import shutil
 import threading
@@ -16,6 +17,8 @@ from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.fspack import FileStoragePacker
 from ZODB.POSException import StorageError
 from ZODB.serialize import referencesf
+
+logger = logging.getLogger(__name__)
 
 
 class Stopped(OSError):
@@ -59,6 +62,7 @@ class Packing:
         try:
             self._storage.pack(pack_time, self._references if watch else referencesf)
         except Stopped:
+            logger.info('the pack of storage %s was stopped', self._name)
             raise StorageError(f'the pack of storage {self._name} was stopped;'
                                ' the database is as it was') from None
         finally:
