@@ -200,6 +200,7 @@ class Server:
         module = f'storages{self._runs}'
         lines = ['from ZODB.blob import BlobStorage',
                  'from ZODB.FileStorage import FileStorage',
+                 'from zeo.ClientStorage import ClientStorage',
                  'from ZODB.tests.hexstorage import HexStorage, ServerHexStorage']
         for number, (name, storage) in enumerate(self.storages.items()):
             lines.append(f'storage{number} = {storage.python}')

@@ -157,7 +157,7 @@ def test_what_is_missing_for_blobs_is_said(
     with pytest.raises(Unsupported):
         on_plain.store(x=b'data')
     on_plain.transactions.abort()
-    with pytest.raises(StorageError, match='has no blobs: it needs a blob directory'):
+    with pytest.raises(Unsupported, match='has no blobs: it needs a blob directory'):
         on_plain.storage.loadBlob(oid, tid)
     meta = ZODB.Connection.TransactionMetaData()
     on_plain.storage.tpc_begin(meta)

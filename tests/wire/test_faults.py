@@ -16,6 +16,8 @@ from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import UndoError
 
+from zeo.errors import ClientDisconnected
+from zeo.errors import OutcomeUnknown
 from zeo.errors import ServerException
 from zeo.wire import faults
 from zeo.wire import pickles
@@ -131,3 +133,11 @@ def test_whatever_a_server_says_about_an_error_it_can_be_raised_and_shown(name: 
     assert isinstance(error, Exception)
     str(error), repr(error)
     assert type(error) is ServerException or faults._RECREATED[name](value).__class__ is type(error)
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('zeo.errors.ClientDisconnected', ClientDisconnected), ('zeo.errors.OutcomeUnknown', OutcomeUnknown),
+    ('ZEO.Exceptions.ClientDisconnected', ClientDisconnected)])
+def test_a_server_that_lost_its_own_server_is_as_good_as_lost(name: str, kind: type[Exception]) -> None:
+    again = faults.recreate(name, ('no server',))
+    assert type(again) is kind and str(again) == 'no server'

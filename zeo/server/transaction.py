@@ -253,6 +253,7 @@ class Transaction:
         for each in oids or ():
             oid = each[0] if isinstance(each, tuple) else each  # (oid, serial) in older storages
             self._reported[oid] = None
+            self._changed[oid] = None
 
     # ---- the operations, during replay ----------------------------------------------
 
@@ -283,9 +284,9 @@ class Transaction:
         self._served.method('deleteObject')(oid, serial, self._meta)
 
     def _undo(self, undo_id: bytes) -> None:
-        _, oids = self._served.method('undo')(undo_id, self._meta)
-        self._changed.update(dict.fromkeys(oids))
-        self._report(oids)
+        undone = self._served.method('undo')(undo_id, self._meta)
+        if undone is not None:  # else the vote tells, as that of a `ClientStorage` does
+            self._report(undone[1])
 
     def _restore(self, oid: bytes, tid: bytes, record: bytes | None, previous: bytes | None) -> None:
         self._check_restored(tid)

@@ -10,6 +10,8 @@ from typing import Any
 
 from ZODB import POSException
 
+from zeo.errors import ClientDisconnected
+from zeo.errors import OutcomeUnknown
 from zeo.errors import ServerException
 
 #: As an error appears in a reply.
@@ -103,6 +105,11 @@ _RECREATED: dict[str, Callable[[Any], Exception]] = {
     'ZODB.POSException.ReadOnlyError': _arguments(POSException.ReadOnlyError),
     'ZODB.POSException.StorageTransactionError':
         _arguments(POSException.StorageTransactionError),
+    'ZODB.POSException.Unsupported': _arguments(POSException.Unsupported),
+    # From a server whose storage is itself a client, and has lost its own server.
+    'zeo.errors.ClientDisconnected': _arguments(ClientDisconnected),
+    'zeo.errors.OutcomeUnknown': _arguments(OutcomeUnknown),
+    'ZEO.Exceptions.ClientDisconnected': _arguments(ClientDisconnected),
     'builtins.KeyError': _arguments(KeyError),
     'exceptions.KeyError': _arguments(KeyError),
     'builtins.TypeError': _arguments(TypeError),
