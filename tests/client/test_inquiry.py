@@ -85,6 +85,16 @@ def test_what_was_loaded_in_between_stays(cache: Cache) -> None:
     assert cache.load(p64(1)) == (b'old', T1)
 
 
+def test_what_was_loaded_in_between_stays_also_if_it_is_newer_than_what_was_asked_about(
+        cache: Cache) -> None:
+    cache.store(p64(1), T1, None, b'old')
+    cache.set_last_tid(T2)
+    cache.suspect_all()
+    inquire(Channel({p64(1): T2}, lambda: cache.store(p64(1), T2, None, b'new')),  # type: ignore[arg-type]
+            cache)
+    assert cache.load(p64(1)) == (b'new', T2)
+
+
 def test_when_the_connection_ends_the_rest_stays_in_doubt(cache: Cache) -> None:
     cache.store(p64(1), T1, None, b'x')
     cache.suspect_all()

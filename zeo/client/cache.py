@@ -327,6 +327,15 @@ class Cache:
         """Forget the current revisions of `oids`, suspect or not."""
         self.invalidate(None, oids)
 
+    def drop_suspects(self, oids: Iterable[bytes]) -> None:
+        """Forget what is still in doubt of `oids`."""
+        self._drop_suspects(list(map(u64, oids)))
+
+    @_change
+    def _drop_suspects(self, oids: list[int]) -> None:
+        suspects = self._ledger.index.suspect.starts
+        self._ledger.drop([oid for oid in oids if oid in suspects])
+
     @_change
     def suspect_all(self) -> None:
         """Serve no current revision until it is confirmed, or stored again.  Historic ones stay valid."""

@@ -38,7 +38,7 @@ def inquire(channel: Channel, cache: Cache) -> None:
                 if not isinstance(outdated, bytes) or len(outdated) % 8:
                     raise ProtocolError('an answer about cached revisions that is no sequence of oids')
                 changed = {outdated[at:at + 8] for at in range(0, len(outdated), 8)}
-                cache.drop(changed)
+                cache.drop_suspects(changed)
                 cache.confirm(cache.last_tid, [oid for oid, _ in batch if oid not in changed])
                 forgotten += len(changed)
                 kept += len(batch) - len(changed)
