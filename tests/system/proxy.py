@@ -1,5 +1,6 @@
 """A network between client and server that does what a test wants: nothing, late, in pieces, or no more."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -121,12 +122,10 @@ class Proxy:
         with self._mutex:
             sockets, self._sockets = self._sockets, set()
         for sock in sockets:
-            try:
+            with contextlib.suppress(OSError):  # it has ended already
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-            except OSError:
-                continue
-            # Closing a socket another thread reads from would only reset when that ends.
-            sock.shutdown(socket.SHUT_RD) if sock.fileno() >= 0 else None
+                # Closing a socket that another thread reads from only resets when that has ended.
+                sock.shutdown(socket.SHUT_RD)
             sock.close()
 
     def half_close(self) -> None:
