@@ -1,5 +1,7 @@
 """What worker processes do: the jobs of `tests.bench.measure.Worker`, in terms of a storage."""
 
+import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -35,6 +37,42 @@ def open_plain(space: SimpleNamespace, *_: Any) -> None:
 def close_clients(space: SimpleNamespace, *_: Any) -> None:
     while space.storages:
         space.storages.pop().close()
+
+
+# ---- blobs
+
+def open_with_blobs(space: SimpleNamespace, name: str) -> None:
+    """Have a storage with a blob cache of its own, which is empty."""
+    cache = f'{space.server.path}.{name}'
+    shutil.rmtree(cache, ignore_errors=True)
+    open_client(space, blob_dir=cache)
+
+
+def upload(space: SimpleNamespace, size: int) -> tuple[float, bytes, bytes]:
+    """Commit a blob; the time from its store to the end of the commit, its oid and its tid."""
+    from ZODB.Connection import TransactionMetaData
+    storage, transaction = space.storage, TransactionMetaData()
+    source = os.path.join(storage.temporaryDirectory(), 'source')
+    with open(source, 'wb') as file:
+        piece = os.urandom(1024 * 1024)
+        for _ in range(size // len(piece)):
+            file.write(piece)
+    oid = storage.new_oid()
+    begin = time.perf_counter()
+    storage.tpc_begin(transaction)
+    storage.storeBlob(oid, bytes(8), b'blob', source, '', transaction)
+    storage.tpc_vote(transaction)
+    tid = storage.tpc_finish(transaction)
+    return time.perf_counter() - begin, oid, tid
+
+
+def download(space: SimpleNamespace, oid: bytes, tid: bytes) -> float:
+    """The time until a blob is here."""
+    begin = time.perf_counter()
+    path = space.storage.loadBlob(oid, tid)
+    seconds = time.perf_counter() - begin
+    os.unlink(path)
+    return seconds
 
 
 # ---- loading

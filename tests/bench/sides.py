@@ -18,6 +18,9 @@ Address = tuple[str, int] | str
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: The folder of blobs is named like the data file, with this at the end; zeo looks for it there.
+BLOBS = '.blobs'
+
 #: Where data is kept in memory, if the system has such a place.
 TMPFS = '/dev/shm' if os.path.isdir('/dev/shm') else tempfile.gettempdir()
 
@@ -62,7 +65,14 @@ class Theirs(Side):
     prelude = _NO_UVLOOP
 
     def command(self, address: Address, path: str) -> list[str]:
-        return ['-c', _RUNZEO.format(self.prelude), '-a', _spelled(address), '-f', path]
+        program = ['-c', _RUNZEO.format(self.prelude)]
+        if not os.path.isdir(path + BLOBS):
+            return [*program, '-a', _spelled(address), '-f', path]
+        configuration = path + '.conf'  # its command line knows no blobs
+        Path(configuration).write_text(
+            f'<zeo>\naddress {_spelled(address)}\n</zeo>\n'
+            f'<filestorage 1>\npath {path}\nblob-dir {path}{BLOBS}\n</filestorage>\n')
+        return [*program, '-C', configuration]
 
     def open(self, address: Address, path: str, **options: Any) -> Any:
         exec(self.prelude, {'sys': sys})
@@ -164,11 +174,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def serving(side: Side, population: Population, *, unix: bool = False,
-            disk: str | None = None) -> Iterator[Server]:
-    """A server over a fresh FileStorage, on TCP loopback or on a Unix socket."""
+            disk: str | None = None, blobs: bool = False) -> Iterator[Server]:
+    """A server over a fresh FileStorage, perhaps with blobs, on TCP loopback or on a Unix socket."""
     with folder(disk) as place:
         path = os.path.join(place, 'Data.fs')
         populate(path, population)
+        if blobs:
+            os.mkdir(path + BLOBS)
         address: Address = os.path.join(place, 'socket') if unix else ('127.0.0.1', free_port())
         if not side.has_server:
             yield Server(side, address, path, 0)

@@ -193,6 +193,22 @@ def cache_reopening(side: Side, scale: float) -> Rounds:
             yield {'seconds': seconds, 'cpu': cpu.seconds}
 
 
+def large_blobs(side: Side, scale: float, size: int, disk: bool = False) -> Rounds:
+    """A large blob is committed by one client and fetched by another."""
+    size = int(size * max(scale, .5))
+    with serving(side, Population(10, KB), disk=_disk() if disk else None, blobs=True) as server, \
+            Worker(jobs.prepare, server) as sender, Worker(jobs.prepare, server) as receiver:
+        sender.call(jobs.open_with_blobs, 'sender')
+        receiver.call(jobs.open_with_blobs, 'receiver')
+        while True:
+            with Cpu([server.pid, sender.pid]) as up:
+                seconds, oid, tid = sender.call(jobs.upload, size)
+            with Cpu([server.pid, receiver.pid]) as down:
+                fetched = receiver.call(jobs.download, oid, tid)
+            yield {'up': size / seconds, 'down': size / fetched,
+                   'up cpu': up.seconds, 'down cpu': down.seconds}
+
+
 def server_start(side: Side, scale: float) -> Rounds:
     """From starting the server's process to the first object loaded from it."""
     with folder() as place:
@@ -290,6 +306,12 @@ WORKLOADS = [
         Row('memory', 'server memory with 500 idle clients', 'MB', 1)]),
     Workload('reopen-cache', cache_reopening, {}, [
         Row('seconds', 'reopen a 20 MB cache, first load', 'ms', 3, 10)]),
+    Workload('blob-64m', large_blobs, dict(size=64 * MB), [
+        Row('up', 'blob upload, 64 MB, tmpfs', 'MB/s', 3, 6),
+        Row('down', 'blob download, 64 MB, tmpfs', 'MB/s', 3, 6)]),
+    Workload('blob-64m-disk', large_blobs, dict(size=64 * MB, disk=True), [
+        Row('up', 'blob upload, 64 MB, disk', 'MB/s', 3, 6),
+        Row('down', 'blob download, 64 MB, disk', 'MB/s', 3, 6)]),
     Workload('start', server_start, {}, [
         Row('seconds', 'start the server, first load', 'ms', 2, 3)]),
 ]
