@@ -166,12 +166,20 @@ def generic_from_server(data: bytes | bytearray) -> Any:
 
 
 def short_from_client(data: bytes | bytearray) -> Any:
-    found = messages._load_of(data) or messages._store_of(data)
-    return found and (value_of(found[0]), *found[1:])
+    found = messages._load_of(data) or messages._store_of(data) or messages._upload_of(data)
+    return found and (value_of(found[0]), *found[1:3], without_views(found[3]))
 
 
 def short_from_server(data: bytes | bytearray) -> Any:
-    return messages._reply_of(data) or messages._invalidation_of(data)
+    found = messages._reply_of(data) or messages._invalidation_of(data) or messages._download_of(data)
+    return found and (*found[:3], without_views(found[3]))
+
+
+def without_views(args: Any) -> Any:
+    """Pieces of blobs are views of the message."""
+    if isinstance(args, tuple):
+        return tuple(bytes(each) if isinstance(each, memoryview) else each for each in args)
+    return args
 
 
 def typed(value: Any) -> Any:
@@ -188,6 +196,9 @@ FROM_CLIENT = {
     'store': messages.store_notice(OID, TID, b'record' * 3, 1234567),
     'long store': messages.store_notice(OID, TID, b'record' * 50, 7),
     'store of ZEO': (b'', encode_as_client(0, True, 'storea', (OID, TID, b'record', 0x7f0012345678))),
+    'upload': (b'', payload(messages.upload_notice(b'piece' * 3))),
+    'long upload': (b'', payload(messages.upload_notice(b'piece' * 60))),
+    'upload of ZEO': (b'', encode_as_client(0, True, 'storeBlobChunk', (b'piece' * 60,))),
     'empty store of ZEO': (b'', encode_as_client(0, True, 'storea', (OID, TID, b'', 300))),
 }
 FROM_SERVER = {
@@ -198,6 +209,9 @@ FROM_SERVER = {
     'record reply': messages.reply(b'K\x07', b'record' * 50),
     'empty reply': messages.reply(b'J\x07\x01\0\0', None),
     'vote reply': messages.reply(b'J\x07\x01\0\0', []),
+    'download': messages.blob_chunk_notice(OID, TID, b'piece' * 3),
+    'long download': messages.blob_chunk_notice(OID, TID, b'piece' * 60),
+    'download of ZEO': (b'', encode_as_server(0, True, 'receiveBlobChunk', (OID, TID, b'piece' * 60))),
     'invalidation': messages.invalidation_notice(TID, [OID, LATER]),
     'single invalidation of ZEO': (b'', encode_as_server(0, True, 'invalidateTransaction', (TID, [OID]))),
     'invalidation of ZEO': (b'', encode_as_server(0, True, 'invalidateTransaction', (TID, [OID, OID, TID]))),
@@ -282,6 +296,16 @@ def test_an_unusual_store_is_written_all_the_same(args: Any) -> None:
 def test_an_unusual_invalidation_is_written_all_the_same(tid: bytes, oids: Any) -> None:
     assert decode_as_client(payload(messages.invalidation_notice(tid, oids))) == (
         0, True, 'invalidateTransaction', (tid, list(oids)))
+
+
+def test_a_piece_of_a_blob_is_neither_copied_when_it_is_sent_nor_when_it_is_read() -> None:
+    piece = bytes(100_000)
+    for frame, read in [(messages.upload_notice(piece), messages.decode_from_client),
+                        (messages.blob_chunk_notice(OID, TID, piece), messages.decode_from_server)]:
+        assert any(part is piece for part in frame)
+        data = payload(frame)
+        view = read(data)[3][-1]    # type: ignore[operator]
+        assert isinstance(view, memoryview) and view.obj is data and view == piece
 
 
 def test_a_long_record_is_sent_without_being_copied() -> None:
