@@ -228,7 +228,8 @@ def test_a_transaction_may_be_aborted_after_its_time_was_over(start_server: Open
     storage = open_client('zeo', server)
     meta = vote(storage)
     server.log.wait_for('the transaction took too long and is aborted')
-    until(lambda: not storage.is_connected() or storage.server_status()['aborts'] == 1, 'it is known here')
+    channel = storage._commit.channel
+    until(lambda: channel.ended is not None, 'it is known here')
     storage.tpc_abort(meta)
     assert storage.tpc_transaction() is None
     store(storage)
