@@ -119,6 +119,9 @@ def test_data_are_on_disk_before_the_vote_is_answered(
     peer.begin()
     upload(peer, 1, b'data')
     assert done == [os.path.join(storage.temporaryDirectory(), name) for name in temporary(storage)]
+    path = shared_file(storage, 2, 'zeo-x.tmp', b'data')
+    peer.tell('storeBlobShared', oid(2), z64, RECORD, 'zeo-x.tmp', 1)
+    assert done[1:] == [path]
     peer.call('vote', 1)
     peer.call('tpc_finish', 1)
 

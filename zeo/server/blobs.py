@@ -85,6 +85,8 @@ class Uploads:
                 errno.ENOENT, 'the client has put no blob file there; is its shared blob_dir the folder'
                 ' of the storage on the server?', path)
         self._files.append(path)
+        with _naming(path), open(path, 'rb', buffering=0) as file:
+            os.fdatasync(file.fileno())
 
     def hand_over(self, path: str, keep: bool) -> str:
         """The path under which the storage may take the file away; with ``keep``, may be done again."""
