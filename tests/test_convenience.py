@@ -1,5 +1,6 @@
 """zeo.client, zeo.DB, zeo.connection and zeo.server: a database over the network in one call."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -96,6 +97,7 @@ def test_an_address_that_is_in_use_is_an_error_and_closes_the_storage(address):
     with pytest.raises(OSError, match='in use'):
         zeo.server(storage=storage, address=address)
     assert storage.closed
+    gc.collect()  # a socket that was left open would be a warning, and so an error, here
 
 
 def test_a_client_does_not_load_the_server():

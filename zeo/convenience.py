@@ -76,9 +76,13 @@ def server(path: str | None = None, *, address: tuple[str, int] | str = ('localh
         raise TypeError('either a path or a storage can be served, not both')
     try:
         serving = StorageServer({'1': storage}, [address], **options)
-        serving.start()
     except BaseException:
         storage.close()
+        raise
+    try:
+        serving.start()
+    except BaseException:
+        serving.close()
         raise
     return serving.addresses[0], serving.close
 
