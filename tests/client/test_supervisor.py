@@ -548,3 +548,24 @@ def test_closing_does_not_wait_for_a_name_server(monkeypatch: pytest.MonkeyPatch
     answer.set()
     thread.join(PATIENCE)
     one.close()
+
+
+def test_a_connection_that_cannot_be_attended_for_lack_of_threads_is_ended_and_made_again(
+        client: MakeClient, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Supervisor._begin_to_seek
+    failures = [RuntimeError("can't start new thread")]
+
+    def begin_to_seek(self: Supervisor, link: Link) -> None:
+        if failures:
+            raise failures.pop()
+        begin(self, link)
+
+    monkeypatch.setattr(Supervisor, '_begin_to_seek', begin_to_seek)
+    one = client(host)
+    one.supervisor.start()
+    first = host.accept()
+    first.welcome(tid(5))
+    assert first.at_end()
+    second = host.accept()
+    second.welcome(tid(5))
+    one.supervisor.wait()

@@ -392,25 +392,27 @@ class Supervisor:
     def _attend(self, link: Link) -> None:
         """Let callers have the link, and be its watcher until it has ended."""
         with self._changed:
-            if not self._move(State.READY):
-                self._forget(link, 'the storage was closed')
-                return
-            self._failure = None
-            self.link = link
-            if self._fallback and link.read_only and self._seeker is None:
-                self._seeker = threading.Thread(
-                    target=self._seek, name=f'zeo client of {self._storage}: seeker', daemon=True)
-                self._seeker.start()
+            ready = self._move(State.READY)
+            if ready:
+                self._failure = None
+                self.link = link
+        if not ready:
+            self._forget(link, 'the storage was closed')
+            return
         inquirer = None
-        if next(self._upkeep.cache.suspects(), None) is not None:
-            inquirer = threading.Thread(
-                target=inquire, args=(link.channel, self._upkeep.cache), daemon=True,
-                name=f'zeo client of {self._storage}: inquirer')
-            inquirer.start()
         try:
+            self._begin_to_seek(link)
+            if next(self._upkeep.cache.suspects(), None) is not None:
+                inquirer = threading.Thread(
+                    target=inquire, args=(link.channel, self._upkeep.cache), daemon=True,
+                    name=f'zeo client of {self._storage}: inquirer')
+                inquirer.start()
             link.channel.watch()
+        except RuntimeError as error:  # no more threads can be started
+            link.discard(str(error))
+            raise
         finally:
-            if inquirer is not None:
+            if inquirer is not None and inquirer.ident is not None:
                 inquirer.join()  # its calls have failed
             with self._changed:
                 self.link = None
@@ -446,6 +448,15 @@ class Supervisor:
                 self._changed.wait(rest)
 
     # ---- the seeker
+
+    def _begin_to_seek(self, link: Link) -> None:
+        """Look for a better server, if this one is read-only and need not be."""
+        with self._changed:
+            if self._fallback and link.read_only and self._seeker is None:
+                seeker = threading.Thread(
+                    target=self._seek, name=f'zeo client of {self._storage}: seeker', daemon=True)
+                seeker.start()
+                self._seeker = seeker
 
     def _seek(self) -> None:
         """Look for a writable server while the one in use is read-only."""
