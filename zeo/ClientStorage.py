@@ -1,4 +1,22 @@
-"""ZODB's storage interfaces, said in terms of `zeo.client`: the door that ZODB people know."""
+"""ZODB's storage interfaces, said in terms of `zeo.client`: the door that ZODB people know.
+
+Threads of a client, beside the application's own, which read the socket themselves while they wait:
+
+- ``zeo client of STORAGE``: one, connects, verifies, then watches the connection (`zeo.client.supervisor`);
+- ``...: inquirer``: asks about revisions in doubt, until it is through (`zeo.client.inquiry`);
+- ``...: seeker``: looks for a writable server while a read-only one is in use;
+- ``zeo blob cache``: makes room in the blob folder, when there is too much in it.
+
+Locks, from the outermost to the innermost; who holds one may take only those below it:
+
+1. the commit lock: from `tpc_begin` to finish or abort, over calls to the server;
+2. sending (`zeo.client.outgoing`): whole frames; never by who has the reading turn;
+3. the reading turn (`zeo.client.channel`): over recv, and over the effects of what was read;
+4. ZODB's own, in what effects call; none of them is held over a call to the server there;
+5. the cache's mutex (`zeo.client.cache`): one look or change; a leaf.
+
+The supervisor's condition and the blob cache's mutex are leaves, too, and not held over any call or send.
+"""
 
 import logging
 import os

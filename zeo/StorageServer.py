@@ -19,9 +19,11 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 4. a transaction's mutex: one move of its state;
 5. an outbox' mutex: appending or taking; a leaf.
 
-Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket),
-and the mutex inside the commit lock, the list of connections and the workers' starting locks are leaves.
-No storage is called and nothing is sent under 3, 4 or 5.
+Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket), and so
+is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
+beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
+beside it, of a line's closing, and of a count in the statistics.  No storage is called and nothing is sent
+under 3, 4, 5 or a leaf.
 """
 
 import contextlib
