@@ -55,9 +55,6 @@ PickledId = bytes
 
 REPLY = '.reply'
 
-#: The flag of a reply that carries an error.
-ERROR = 2
-
 
 def answer_to_greeting(greeting: bytes | bytearray) -> bytes | None:
     """What a client answers to a server's greeting; None if it cannot talk to that server."""
