@@ -296,6 +296,95 @@ def test_without_arguments_it_shows_its_usage(folder):
     assert done.stderr.startswith('usage: python -m zeo.start [options]') and not done.stdout
 
 
+# The configuration file
+
+def test_a_configuration_file_says_where_what_and_how(run, folder):
+    (folder / 'zeo.conf').write_text('''
+<zeo>
+    address 127.0.0.1:0
+    address ./sock
+    socket-mode 600
+    pid-file zeo.pid
+    msgpack true
+</zeo>
+<filestorage Main>
+    path main.fs
+</filestorage>
+%import zeo
+<mappingstorage 2/>
+<eventlog>
+    <logfile>
+        path log
+        format %(asctime)s %(levelname)s %(name)s: %(message)s
+    </logfile>
+</eventlog>
+''')
+    server = Run(['-C', 'zeo.conf'], folder, {'INSTANCE_HOME': ''})
+    until_logged(folder / 'log', server, 'ready on')
+    log = (folder / 'log').read_text()
+    assert 'storages: main (FileStorage main.fs), 2 (MappingStorage Mapping Storage)' in log
+    assert 'WARNING zeo: zeo.conf:7: msgpack in <zeo> has no meaning here' in log
+    assert greeting(str(folder / 'sock')) == HELLO
+    assert stat.S_IMODE(os.stat(folder / 'sock').st_mode) == 0o600
+    assert (folder / 'zeo.pid').read_text() == f'{server.pid}\n'
+    (folder / 'log').rename(folder / 'log.1')
+    server.signal(signal.SIGUSR2)
+    until_logged(folder / 'log', server, 'SIGUSR2: log reopened')
+    server.end()
+    assert not (folder / 'zeo.pid').exists() and not server.log.lines
+
+
+def test_a_wrong_configuration_file_is_status_2(run, folder):
+    (folder / 'zeo.conf').write_text('<zeo>\naddress nowhere\n</zeo>\n')
+    server = run('-C', 'zeo.conf')
+    assert server.status() == 2
+    assert server.log.lines == ["zeo.start: zeo.conf:2: 'nowhere' is no address; give host:port, a port, or"
+                                ' the path of a socket file with a slash in it']
+
+
+def test_a_section_that_cannot_be_opened_is_named_with_file_and_line(run, folder):
+    (folder / 'zeo.conf').write_text('<filestorage>\npath Data.fs\n</filestorage>\n')
+    (folder / 'Data.fs').write_bytes(b'this is no FileStorage' * 10)
+    assert run('-C', 'zeo.conf').refusal().startswith(
+        f'zeo.conf:1: <filestorage 1>: {folder}/Data.fs is damaged, or is not a FileStorage (')
+
+
+@pytest.mark.parametrize('words, status, says', [
+    ([], 0, 'the command line: nothing wrong was found'),
+    (['-C', 'zeo.conf'], 0, 'zeo.conf: nothing wrong was found'),
+    (['no/Data.fs'], 2, 'zeo.start: the folder {folder}/no does not exist; create it, or choose another file'),
+    (['--read-only'], 2, 'zeo.start: {folder}/Data.fs does not exist; start once without --read-only to'),
+    (['-S', '1=nosuch:x'], 2, 'zeo.start: -S 1=nosuch:x cannot be loaded: ModuleNotFoundError: No module'),
+    (['-S', '1=./nosuch:x'], 2, 'zeo.start: -S 1=./nosuch:x: there is no file {folder}/nosuch.py; give'),
+    (['-S', '1=fails:x'], 0, 'the command line: nothing wrong was found'),
+])
+def test_checking_opens_and_makes_nothing(folder, capfd, monkeypatch, words, status, says):
+    (folder / 'fails.py').write_text('raise ValueError')
+    (folder / 'zeo.conf').write_text('<filestorage>\npath Data.fs\n</filestorage>\n')
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv('INSTANCE_HOME', raising=False)
+    assert start.main(['--check', '-U', 'sock', '--pid-file=pid', '--log=log', *words]) == status
+    out, err = capfd.readouterr()
+    assert (out or err).startswith(says.format(folder=folder)) and (out + err).count('\n') == 1
+    assert {path.name for path in folder.iterdir()} == {'fails.py', 'zeo.conf'}
+
+
+def test_a_pid_file_of_another_process_is_left_alone(run, folder):
+    server = run('--pid-file', 'pid')
+    server.ready()
+    assert (folder / 'pid').read_text() == f'{server.pid}\n'
+    (folder / 'pid').write_text('1\n')
+    server.end()
+    assert (folder / 'pid').read_text() == '1\n'
+
+
+def test_a_pid_file_that_cannot_be_written_is_named(run, folder):
+    server = run('--pid-file', 'no/pid')
+    assert server.status() == 1
+    assert server.log.lines[-1].startswith('zeo.start: cannot write the number of the process to'
+                                           f' {folder}/no/pid: No such file or directory; choose')
+
+
 # The user
 
 @needs_root

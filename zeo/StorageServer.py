@@ -43,6 +43,7 @@ from zeo.server import addresses as listening
 from zeo.server.outbox import Outbox
 from zeo.server.served import Served
 from zeo.server.session import Session
+from zeo.server.values import DEFAULT_SOCKET_MODE
 from zeo.server.writer import PATIENCE
 from zeo.server.writer import Line
 from zeo.server.writer import Writer
@@ -84,14 +85,15 @@ class StorageServer:
 
     ``storages`` maps names to storages (`ZODB.interfaces.IStorage`), which the server closes in the
     end.  ``addresses`` are ``(host, port)`` (host ``''``: all interfaces; port 0: a free one) or paths
-    of Unix domain sockets.  The options are explained in start.txt; ``transaction_timeout`` and
+    of Unix domain sockets, whose files get the permissions ``socket_mode``.  The options are explained in start.txt; ``transaction_timeout`` and
     ``invalidation_age`` are in seconds, None switches them off.
     """
 
     def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address], *,
                  read_only: bool = False, transaction_timeout: float | None = 30.0,
                  invalidation_queue_size: int = 100, invalidation_age: float | None = None,
-                 client_conflict_resolution: bool = False) -> None:
+                 client_conflict_resolution: bool = False,
+                 socket_mode: int = DEFAULT_SOCKET_MODE) -> None:
         by_storage: dict[int, Served] = {}
         self._served: dict[str, Served] = {}
         for name, storage in storages.items():
@@ -104,6 +106,7 @@ class StorageServer:
                     client_conflict_resolution=client_conflict_resolution)
             self._served[name] = served
         self._wanted = list(addresses)
+        self._socket_mode = socket_mode
         self._listeners: list[_Listener] = []
         self._writer = Writer()
         # Guards `_connections` and `_closing`; a leaf.
@@ -131,7 +134,7 @@ class StorageServer:
         with contextlib.ExitStack() as unless_done:
             for address in self._wanted:
                 if isinstance(address, str):
-                    sockets = [listening.listen_unix(address)]
+                    sockets = [listening.listen_unix(address, self._socket_mode)]
                 else:
                     sockets = listening.listen(*address)
                 for sock in sockets:

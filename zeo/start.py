@@ -25,6 +25,7 @@ from zeo.server.options import Options
 from zeo.server.options import blob_folder
 from zeo.server.options import data_file
 from zeo.server.options import parse
+from zeo.server.options import pid_file
 from zeo.server.profiler import Profiler
 from zeo.StorageServer import StorageServer
 
@@ -37,6 +38,8 @@ REOPEN = {signal.SIGHUP, signal.SIGUSR2}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal says to stop; returns the exit status (`SystemExit` for usage errors)."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.check:
+        return check(options)
     try:
         run(options)
     except CannotStart as error:
@@ -44,6 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.error('%s', error)
         print(f'{PROGRAM}: {error}', file=sys.stderr)
         return 1
+    return 0
+
+
+def check(options: Options) -> int:
+    """Tell what is wrong with what the options name, as far as can be seen without opening anything."""
+    os.environ.update(options.environment)
+    file = data_file(options, os.environ)
+    if file is not None:
+        problems = [storages.look_for_file(file, options.read_only)]
+    else:
+        problems = [storages.look_for(source) for source in options.storages]
+    for text in (*options.notices, *filter(None, problems)):
+        print(f'{PROGRAM}: {text}', file=sys.stderr)
+    if any(problems):
+        return 2
+    print(f'{options.configuration or "the command line"}: nothing wrong was found')
     return 0
 
 
@@ -66,10 +85,16 @@ def run(options: Options) -> None:
         except Interrupted:
             logger.info('ended before it was ready')
             return
+        number = pid_file(options, os.environ)
+        if number is not None:
+            at_end.callback(_remove_number, number)
         server = _start(options, opened)
         at_end.callback(server.close)
-        if warning:
-            logger.warning('%s', warning)
+        for text in (warning, *options.notices):
+            if text:
+                logger.warning('%s', text)
+        if number is not None:
+            _write_number(number)
         logger.info('%s', ready_line(server.addresses, opened))
         _wait(signals, log_file)
     logger.info('closed')
@@ -83,8 +108,10 @@ def _complaint(options: Options, file: str | None) -> str | None:
     if blob_dir is not None and (problem := privileges.may_keep_blobs(blob_dir, options.read_only)):
         return problem
     if file is None and options.user is None:
-        return 'may not be able to write what the modules of -S open'
-    written = [path for path in (options.log, options.profile) if path]
+        whose = 'the storage sections' if options.configuration else 'the modules of -S'
+        return f'may not be able to write what {whose} open'
+    written = [path for path in (options.log, options.profile, pid_file(options, os.environ))
+               if isinstance(path, str)]
     if problem := privileges.may_write(written):
         return problem
     for address in options.addresses:
@@ -117,7 +144,8 @@ def _start(options: Options, opened: dict[str, Any]) -> StorageServer:
             transaction_timeout=options.transaction_timeout,
             invalidation_queue_size=options.invalidation_queue_size,
             invalidation_age=options.invalidation_age,
-            client_conflict_resolution=options.client_conflict_resolution)
+            client_conflict_resolution=options.client_conflict_resolution,
+            socket_mode=options.socket_mode)
         unless_started.pop_all()  # the server closes the storages from now on
         unless_started.callback(server.close)
         try:
@@ -194,7 +222,7 @@ class Signals:
                 return signal.Signals(number)
 
 
-def _wait(signals: Signals, log_file: logs.LogFile | None) -> None:
+def _wait(signals: Signals, log_file: logs.Log | None) -> None:
     """Until a signal says to stop."""
     while (arrived := signals.next()) not in STOP:
         if log_file is None:
@@ -207,6 +235,25 @@ def _wait(signals: Signals, log_file: logs.LogFile | None) -> None:
         else:
             logger.info('%s: log reopened', arrived.name)
     logger.info('%s: closing', arrived.name)
+
+
+def _write_number(path: str) -> None:
+    """Write the number of this process to the pid file."""
+    try:
+        with open(path, 'w', encoding='ascii') as file:
+            file.write(f'{os.getpid()}\n')
+    except OSError as error:
+        raise CannotStart(f'cannot write the number of the process to {path}: {error.strerror}; choose'
+                          ' another file with --pid-file') from None
+
+
+def _remove_number(path: str) -> None:
+    """Remove the pid file, unless another process has written its number there."""
+    with contextlib.suppress(OSError):
+        with open(path, encoding='ascii', errors='replace') as file:
+            ours = file.read() == f'{os.getpid()}\n'
+        if ours:
+            os.unlink(path)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import threading
 
 import pytest
@@ -208,6 +209,31 @@ def test_a_path_that_is_too_long_is_refused(path):
     with pytest.raises(OSError, match=r'too long \(108 bytes\); choose one of at most 107 bytes'):
         addresses.listen_unix('x' * 108)
     addresses.listen_unix('x' * 107).close()
+
+
+@pytest.mark.parametrize('mask', [0o000, 0o022, 0o077])
+@pytest.mark.parametrize('mode', [0o660, 0o600, 0o666])
+def test_a_socket_file_has_its_mode_and_never_more(path, monkeypatch, mode, mask):
+    seen = []
+
+    class Watched(socket.socket):
+        def bind(self, address):
+            super().bind(address)
+            seen.append(stat.S_IMODE(os.stat(address).st_mode))
+
+    monkeypatch.setattr(socket, 'socket', Watched)
+    before = os.umask(mask)
+    try:
+        with addresses.listen_unix(path, mode):
+            assert stat.S_IMODE(os.stat(path).st_mode) == mode
+    finally:
+        os.umask(before)
+    assert seen == [mode & ~mask]
+
+
+def test_by_default_only_the_owner_and_the_group_may_connect(path):
+    with addresses.listen_unix(path):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
 
 
 def test_a_missing_folder_is_named(path):

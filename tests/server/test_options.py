@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from zeo.server.options import StorageName
+from zeo.server.values import StorageName
 from zeo.server.options import blob_folder
 from zeo.server.options import data_file
 from zeo.server.options import parse

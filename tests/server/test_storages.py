@@ -16,7 +16,7 @@ from ZODB.MappingStorage import MappingStorage
 
 from zeo.server import storages
 from zeo.server.options import CannotStart
-from zeo.server.options import StorageName
+from zeo.server.values import StorageName
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from tests.system.servers import PATIENCE
 from tests.system.servers import ROOT
 from tests.system.servers import Log
 from tests.system.servers import until
+from zeo.server import values
 from zeo.server.options import _parser
 
 TEXT = (ROOT / 'start.txt').read_text(encoding='utf-8')
@@ -44,7 +45,7 @@ def steps(text):
         lines = [line[4:] for line in block.strip('\n').split('\n')]
         while lines:
             first = lines.pop(0)
-            if match := re.fullmatch(r'# (\w+\.py)', first):
+            if match := re.fullmatch(r'# (\w+\.(?:py|conf))', first):
                 content = [first, *take(lines, lambda line: not line.startswith('$ '))]
                 yield 'file', match[1], '\n'.join(content) + '\n'
             elif first.startswith('>>> '):
@@ -215,7 +216,8 @@ def test_every_option_is_explained_with_its_default_and_an_example(option):
     if option.dest not in ('help', 'version'):
         assert re.search('^Default: ', text, flags=re.MULTILINE)
         if option.default not in (None, False, []):
-            assert f'Default: {option.default:g}\n' in text
+            default = format(option.default, 'o' if option.type is values.mode else 'g')
+            assert re.search(f'^Default: {re.escape(default)}(,|$)', text, flags=re.MULTILINE)
     commands = [command for kind, command, *_ in steps(text) if kind == 'command']
     assert any(re.search(rf'\s{re.escape(name)}(\s|=|$)', command)
                for name in option.option_strings for command in commands)

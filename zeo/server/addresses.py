@@ -15,6 +15,8 @@ import stat
 import time
 from collections.abc import Iterator
 
+from zeo.server.values import DEFAULT_SOCKET_MODE
+
 #: An address as `socket.socket.bind` takes it: ``(host, port)`` and, for IPv6, two numbers more.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
@@ -123,12 +125,19 @@ def _explain(error: OSError, address: SocketAddress) -> OSError:
     return OSError(error.errno, text)
 
 
-def listen_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
-    """A listening Unix domain socket on `path`; the socket file of a dead server is taken over."""
+def listen_unix(path: str, mode: int = DEFAULT_SOCKET_MODE, backlog: int = BACKLOG) -> socket.socket:
+    """A listening Unix domain socket on `path`; the socket file of a dead server is taken over.
+
+    The file has these permissions (which say who may connect), and at no time more: Linux makes it with
+    those of the socket, less the umask; elsewhere nobody can connect before it listens.
+    """
     with claim_unix_path(path):
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            with contextlib.suppress(OSError):
+                os.fchmod(listening.fileno(), mode)
             listening.bind(path)
+            os.chmod(path, mode)
             listening.listen(backlog)
         except OSError as error:
             listening.close()

@@ -1,19 +1,27 @@
-"""What the command line of the server asks for: words in, one `Options` value out.
+"""What is asked of the server: words of a command line and a configuration file in, one `Options` out.
 
-Nothing here touches the machine: no file, no user, no socket.  What can be wrong about the words
-alone ends the program with status 2 and one line; what is asked for and cannot be had is found out
-later, by others, and told with `CannotStart`.
+Nothing here touches the machine but to read the configuration file: no user, no socket, no storage.
+What can be wrong about the words alone ends the program with status 2 and one line; what is asked for
+and cannot be had is found out later, by others, and told with `CannotStart`.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import fields
+from typing import Any
 from typing import NoReturn
 
+from ZConfig.components.logger.logger import EventLogFactory
+
+from zeo.server import configuration
+from zeo.server import values
+from zeo.server.configuration import StorageSection
+from zeo.server.values import StorageName
 from zeo.version import __version__
 
 PROGRAM = 'zeo.start'
@@ -30,35 +38,30 @@ class CannotStart(Exception):
 
 
 @dataclass(frozen=True)
-class StorageName:
-    """Where a storage comes from: ``-S name=module:attribute``."""
-
-    name: str
-    module: str
-    attribute: str
-
-    def __str__(self) -> str:
-        return f'{self.name}={self.module}:{self.attribute}'
-
-
-@dataclass(frozen=True)
 class Options:
-    """What the command line says, checked as far as words can be, with defaults filled in."""
+    """What the words and the file say, checked as far as words can be, with defaults filled in."""
 
     addresses: tuple[tuple[str, int] | str, ...]
-    file: str | None  #: as given; see `data_file`
-    storages: tuple[StorageName, ...]
-    blob_dir: str | None  #: as given; see `blob_folder`
-    environment: Mapping[str, str]
-    user: str | None
-    log: str | None
-    profile: str | None
-    debug: bool
-    read_only: bool
-    transaction_timeout: float | None  #: seconds; None: no limit
-    invalidation_queue_size: int
-    invalidation_age: float | None  #: seconds; None: as many as the queue holds
-    client_conflict_resolution: bool
+    socket_mode: int = values.DEFAULT_SOCKET_MODE
+    file: str | None = None  #: as given; see `data_file`
+    storages: tuple[StorageName | StorageSection, ...] = ()
+    blob_dir: str | None = None  #: as given; see `blob_folder`
+    environment: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    pid_file: str | None = None  #: as given; see `pid_file`
+    log: str | EventLogFactory | None = None
+    profile: str | None = None
+    debug: bool = False
+    read_only: bool = False
+    transaction_timeout: float | None = DEFAULT_TRANSACTION_TIMEOUT  #: seconds; None: no limit
+    invalidation_queue_size: int = DEFAULT_QUEUE_SIZE
+    invalidation_age: float | None = None  #: seconds; None: as many as the queue holds
+    client_conflict_resolution: bool = False
+    configuration: str | None = None  #: the file, as given
+    notices: tuple[str, ...] = ()  #: what the configuration file has that has no meaning here
+    runner: Mapping[str, Any] = field(default_factory=dict)  #: keys of <runner>, for zdaemon
+    daemon: bool = False
+    check: bool = False
 
 
 def data_file(options: Options, environment: Mapping[str, str]) -> str | None:
@@ -86,8 +89,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f'{PROGRAM}: {" ".join(message.split())} (--help shows all options)\n')
 
 
+def pid_file(options: Options, environment: Mapping[str, str]) -> str | None:
+    """The absolute path of the file for the number of the process; None if there is to be none."""
+    if options.pid_file is not None:
+        return os.path.abspath(options.pid_file)
+    if (options.daemon or options.configuration) and (home := environment.get('INSTANCE_HOME')):
+        return os.path.abspath(os.path.join(home, 'var', 'ZEO.pid'))
+    return os.path.abspath('ZEO.pid') if options.daemon else None
+
+
 def parse(arguments: Sequence[str]) -> Options:
-    """Read the command line; ends the program (`SystemExit`) if it asks for help or is wrong."""
+    """Read the command line and the configuration file that it names.
+
+    Ends the program (`SystemExit`) if it asks for help or is wrong.  The environment variables that it
+    sets are set if there is a file, which may refer to them.
+    """
     parser = _parser()
     if not arguments:
         parser.print_help(sys.stderr)
@@ -102,43 +118,49 @@ def parse(arguments: Sequence[str]) -> Options:
         else:
             files.append(word)
 
-    if found.port is None and found.unix is None:
-        parser.error('no address to listen on: give a port with -p, a socket file with -U, or both')
+    parser.set_defaults(addresses=(), sections=(), notices=(), runner={})
+    if found.configuration is not None:
+        os.environ.update(environment)
+        try:
+            parser.set_defaults(**configuration.read(found.configuration))
+        except configuration.Mistake as mistake:
+            parser.exit(2, f'{PROGRAM}: {mistake}\n')
+    found = parser.parse_intermixed_args(arguments)  # once more: what the file says are the defaults now
+
     if found.host is not None and found.port is None:
         parser.error('-h says where the port is; give the port with -p')
     if len(files) > 1:
         parser.error(f'more than one file name: {", ".join(files)}; give one, or use -S')
     if files and found.storages:
         parser.error(f'both a file name ({files[0]}) and -S; name the file\'s storage with -S, too')
-    if found.blob_dir is not None and found.storages:
-        parser.error('--blob-dir is for a file; what -S names says itself where its blobs are')
-    names = [storage.name for storage in found.storages]
+    storages = found.storages or ([] if files else found.sections)
+    if found.blob_dir is not None and storages:
+        parser.error('--blob-dir is for a file; a storage that has a name says itself where its blobs are')
+    names = [storage.name for storage in storages]
     for name in names:
         if names.count(name) > 1:
             parser.error(f'two storages have the name {name!r}; each -S needs a name of its own')
+    if found.configuration is not None and not (storages or files):
+        parser.exit(2, f'{PROGRAM}: {found.configuration}: nothing to serve: give a section for each storage,'
+                       ' such as <filestorage main>\n')
 
     addresses: list[tuple[str, int] | str] = []
     if found.port is not None:
         addresses.append(('localhost' if found.host is None else found.host, found.port))
     if found.unix is not None:
         addresses.append(found.unix)
+    if not (addresses or found.addresses):
+        parser.error('no address to listen on: give a port with -p, a socket file with -U, or both')
 
-    return Options(
-        addresses=tuple(addresses),
-        file=files[0] if files else None,
-        storages=tuple(found.storages),
-        blob_dir=found.blob_dir,
-        environment=environment,
-        user=found.user,
-        log=found.log,
-        profile=found.profile,
-        debug=found.debug,
-        read_only=found.read_only,
-        transaction_timeout=found.transaction_timeout or None,
-        invalidation_queue_size=found.invalidation_queue_size,
-        invalidation_age=found.invalidation_age,
-        client_conflict_resolution=found.client_conflict_resolution,
-    )
+    return Options(**{field.name: getattr(found, field.name) for field in fields(Options)
+                      if hasattr(found, field.name)} | {
+        'addresses': tuple(addresses or found.addresses),
+        'storages': tuple(storages),
+        'file': files[0] if files else None,
+        'environment': environment,
+        'transaction_timeout': found.transaction_timeout or None,
+        'daemon': found.daemon and not found.debug,
+    })
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,19 +168,28 @@ def _parser() -> argparse.ArgumentParser:
         prog=f'python -m {PROGRAM}',
         usage='%(prog)s [options] [NAME=VALUE ...] [file]',
         description='Serve ZODB storages to other processes and machines.',
-        epilog='At least one of -p and -U is needed.  start.txt explains every option with an'
-               ' example.  The server stays in the foreground; SIGTERM or Ctrl-C ends it in order,'
-               ' SIGHUP reopens its log file.',
+        epilog='At least one of -p, -U and -C is needed.  start.txt explains every option with an'
+               ' example.  SIGTERM or Ctrl-C ends the server in order, SIGHUP reopens its log file.',
         add_help=False, allow_abbrev=False)
 
+    file = parser.add_argument_group('configuration file')
+    file.add_argument('-C', '--configuration', type=values.path, metavar='FILE', help=(
+        'read this file (ZConfig) first; options that are given here, too, count here'))
+    file.add_argument('--check', action='store_true', help=(
+        'only check the options and the file, open nothing; status 2 if something is wrong'))
+
     where = parser.add_argument_group('where to listen')
-    where.add_argument('-p', '--port', type=_port, metavar='PORT', help=(
+    where.add_argument('-p', '--port', type=values.port, metavar='PORT', help=(
         'listen on this TCP port; 0 chooses a free one and logs which'))
     where.add_argument('-h', '--host', metavar='HOST', help=(
         "with -p: listen on this host's addresses; '' is all of this machine, open to others"
         ' (default: the loopback addresses, which only this machine can reach)'))
-    where.add_argument('-U', '--unix', type=_path, metavar='FILE', help=(
+    where.add_argument('-U', '--unix', type=values.path, metavar='FILE', help=(
         'listen on a Unix domain socket with this path'))
+    where.add_argument(
+        '--socket-mode', type=values.mode, metavar='MODE', default=values.DEFAULT_SOCKET_MODE, help=(
+            'with -U: who may connect, as permissions of the socket file in octal digits (default: 660,'
+            " the server's user and group)"))
 
     what = parser.add_argument_group('what to serve')
     what.add_argument('words', nargs='*', metavar='file', help=(
@@ -166,89 +197,50 @@ def _parser() -> argparse.ArgumentParser:
         ' (default: Data.fs, in $INSTANCE_HOME/var if INSTANCE_HOME is set, else here).'
         '  NAME=VALUE sets an environment variable'))
     what.add_argument(
-        '-S', '--storage', dest='storages', action='append', default=[], type=_storage,
+        '-S', '--storage', dest='storages', action='append', default=[], type=values.storage,
         metavar='NAME=MODULE:ATTRIBUTE', help=(
             'in place of a file, serve the storage that is an attribute of a module, or is returned'
             ' by it, under this name; MODULE is a dotted name or the path of a file; repeatable'))
-    what.add_argument('--blob-dir', type=_path, metavar='DIR', help=(
+    what.add_argument('--blob-dir', type=values.path, metavar='DIR', help=(
         "keep the file's blobs in this folder, which is created if need be (default: the file's name"
         ' with .blobs, if there is such a folder; else there are no blobs)'))
-    what.add_argument('--read-only', action='store_true', help='refuse everything that writes')
+    what.add_argument(
+        '--read-only', action=argparse.BooleanOptionalAction, help=(
+            'refuse everything that writes'))
 
     how = parser.add_argument_group('how to serve')
     how.add_argument(
-        '--transaction-timeout', type=_seconds, metavar='SECONDS',
+        '--transaction-timeout', type=values.seconds, metavar='SECONDS',
         default=DEFAULT_TRANSACTION_TIMEOUT, help=(
             'give up on a client that has voted and does not go on for so long; 0: never'
             ' (default: %(default)g)'))
     how.add_argument(
-        '--invalidation-queue-size', type=_count, metavar='N', default=DEFAULT_QUEUE_SIZE, help=(
+        '--invalidation-queue-size', type=values.count, metavar='N', default=DEFAULT_QUEUE_SIZE, help=(
             'remember so many transactions, for clients that come back (default: %(default)d)'))
-    how.add_argument('--invalidation-age', type=_some_seconds, metavar='SECONDS', help=(
+    how.add_argument('--invalidation-age', type=values.some_seconds, metavar='SECONDS', help=(
         'for clients that come back later, look up in the storage what changed, as long as that is'
         ' not longer ago than this (default: such clients check their whole cache)'))
-    how.add_argument('--client-conflict-resolution', action='store_true', help=(
-        'leave the resolution of write conflicts to the clients, which have the classes'))
+    how.add_argument(
+        '--client-conflict-resolution', action=argparse.BooleanOptionalAction, help=(
+            'leave the resolution of write conflicts to the clients, which have the classes'))
 
     process = parser.add_argument_group('the process')
     process.add_argument('-u', '--user', metavar='USER', help=(
         "become this user (name or number) before anything is opened; only root can (default, for"
         " root: 'nobody', if nobody can write the file and its folder)"))
-    process.add_argument('-s', '--no-daemon', action='store_true', help=(
+    process.add_argument('-s', '--no-daemon', dest='daemon', action='store_false', default=False, help=(
         'stay in the foreground (the default)'))
+    process.add_argument('--pid-file', type=values.path, metavar='FILE', help=(
+        'write the number of the process to this file, while the server is ready (default: none; with -C:'
+        ' ZEO.pid in $INSTANCE_HOME/var, if INSTANCE_HOME is set)'))
     process.add_argument('-D', '--debug', action='store_true', help=(
         'stay in the foreground and log in detail'))
-    process.add_argument('--log', type=_path, metavar='FILE', help=(
+    process.add_argument('--log', type=values.path, metavar='FILE', help=(
         'append the log to this file; SIGHUP reopens it (default: standard error)'))
-    process.add_argument('-P', '--profile', type=_path, metavar='FILE', help=(
+    process.add_argument('-P', '--profile', type=values.path, metavar='FILE', help=(
         'profile all threads and write the result to this file at the end, for the module pstats'))
     process.add_argument('--help', action='help', help='show this text and stop')
     process.add_argument('--version', action='version', version=f'zeo {__version__}', help=(
         'show the version and stop'))
+    parser.set_defaults(read_only=False, client_conflict_resolution=False)
     return parser
-
-
-# The types of arguments: text in, value out; what is raised names the text and says what to do.
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535 and len(text) <= 5):
-        raise argparse.ArgumentTypeError(f'{text!r} is no port; give a number from 0 to 65535')
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-        raise argparse.ArgumentTypeError(f'{text!r} is no number of transactions; give 1 or more')
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number of seconds; give 0 or more')
-    return seconds
-
-
-def _some_seconds(text: str) -> float:
-    seconds = _seconds(text)
-    if not seconds:
-        raise argparse.ArgumentTypeError('0 seconds are too few; give more, or leave the option out')
-    return seconds
-
-
-def _path(text: str) -> str:
-    if not text or '\0' in text:
-        raise argparse.ArgumentTypeError(f'{text!r} is no file name')
-    return text
-
-
-def _storage(text: str) -> StorageName:
-    name, _, place = text.partition('=')
-    module, _, attribute = place.rpartition(':')
-    if not (name and module and attribute):
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not of the form NAME=MODULE:ATTRIBUTE, such as 1=storages:main')
-    return StorageName(name, module, attribute)

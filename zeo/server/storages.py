@@ -1,7 +1,7 @@
-"""From what the command line names to open storages: a FileStorage's file, or a module's attribute.
+"""From what the options name to open storages: a file, a module's attribute, or a section of a file.
 
-Whatever goes wrong is a `CannotStart` that names the file or the ``-S``; the details are in the
-debug log.
+Whatever goes wrong is a `CannotStart` that names the file, the ``-S`` or the section; the details are
+in the debug log.
 """
 
 import errno
@@ -19,13 +19,17 @@ from typing import Any
 
 from ZODB.blob import LAYOUT_MARKER
 from ZODB.blob import FilesystemHelper
+from ZODB.config import FileStorage as FileStorageSection
 from ZODB.FileStorage import FileStorage
+from ZODB.FileStorage.FileStorage import packed_version
 from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import StorageError
 from zc.lockfile import LockError
 
+from zeo.server.configuration import StorageSection
 from zeo.server.options import CannotStart
-from zeo.server.options import StorageName
+from zeo.server.privileges import may_serve
+from zeo.server.values import StorageName
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +113,12 @@ def open_named(name: StorageName) -> Any:
         try:
             found = operator.attrgetter(name.attribute)(module)
         except AttributeError as error:
-            raise CannotStart(f'-S {name}: {error}') from None
+            raise CannotStart(f'{name}: {error}') from None
         if not is_storage(found) and callable(found):
             found = found()
     if not is_storage(found):
         raise CannotStart(
-            f'-S {name}: {name.attribute} is neither a storage nor something that returns one, but'
+            f'{name}: {name.attribute} is neither a storage nor something that returns one, but'
             f' {_short_repr(found)}')
     return found
 
@@ -131,9 +135,55 @@ class _blaming:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         # A module that calls sys.exit() must not end us without a word.
         if isinstance(error, Exception | SystemExit) and not isinstance(error, CannotStart):
-            logger.debug('-S %s %s', self.name, self.what, exc_info=error)
+            logger.debug('%s %s', self.name, self.what, exc_info=error)
             raise CannotStart(
-                f'-S {self.name} {self.what}: {_short(error)} (-D shows where)') from None
+                f'{self.name} {self.what}: {_short(error)} (-D shows where)') from None
+
+
+def open_section(section: StorageSection) -> Any:
+    """The storage of a section of the configuration file."""
+    try:
+        return section.factory.open()
+    except Exception as error:
+        logger.debug('%s', section, exc_info=True)
+        if isinstance(section.factory, FileStorageSection):
+            file = section.factory.config
+            why = _why(error, os.path.abspath(file.path), bool(file.read_only))
+        else:
+            why = f'{_short(error)} (-D shows where)'
+        raise CannotStart(f'{section}: {why}') from None
+
+
+def look_for(source: StorageName | StorageSection) -> str | None:
+    """What keeps a storage from being opened, as far as can be seen without opening or importing it."""
+    if isinstance(source, StorageName):
+        try:
+            with _blaming(source, 'cannot be loaded'):
+                _find(source)
+        except CannotStart as error:
+            return str(error)
+        return None
+    if isinstance(source.factory, FileStorageSection):
+        file = source.factory.config
+        if problem := look_for_file(os.path.abspath(file.path), bool(file.read_only)):
+            return f'{source}: {problem}'
+    return None
+
+
+def look_for_file(path: str, read_only: bool) -> str | None:
+    """What keeps the FileStorage of this (absolute) path from being opened, or made."""
+    try:
+        check_folder(path)
+        if os.path.exists(path) or read_only:
+            with open(path, 'rb') as file:
+                if (begin := file.read(len(packed_version))) not in (b'', packed_version):
+                    raise CorruptedError(f'it begins with {begin!r}')
+    except CannotStart as error:
+        return str(error)
+    except Exception as error:
+        return _why(error, path, read_only)
+    problem = may_serve(path, read_only)
+    return problem and f'this user {problem}'
 
 
 def is_storage(found: object) -> bool:
@@ -142,17 +192,31 @@ def is_storage(found: object) -> bool:
         hasattr(found, name) for name in ('loadBefore', 'tpc_begin', 'tpc_vote', 'tpc_finish', 'close'))
 
 
-def _load(name: StorageName) -> ModuleType:
-    """The module of a dotted name, or in the file of a path, with or without ``.py``."""
+def _find(name: StorageName) -> str | None:
+    """The path of the module's file if it is named by its path; None if it is to be imported.
+
+    Raises `CannotStart` or `ModuleNotFoundError` if there is no such module.
+    """
     text = name.module
     if os.sep not in text and not text.endswith('.py'):
         # `python -m` looks into the current folder; so do we, when started otherwise.
         if not {'', os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())
-        return importlib.import_module(text)
+        top = text.partition('.')[0]
+        if top not in sys.modules and importlib.util.find_spec(top) is None:
+            raise ModuleNotFoundError(f'No module named {top!r}')
+        return None
     path = os.path.abspath(text if text.endswith('.py') else text + '.py')
     if not os.path.exists(path):
-        raise CannotStart(f'-S {name}: there is no file {path}; give the path of a Python module')
+        raise CannotStart(f'{name}: there is no file {path}; give the path of a Python module')
+    return path
+
+
+def _load(name: StorageName) -> ModuleType:
+    """The module of a dotted name, or in the file of a path, with or without ``.py``."""
+    path = _find(name)
+    if path is None:
+        return importlib.import_module(name.module)
     for loaded in list(sys.modules.values()):
         if getattr(loaded, '__file__', None) == path:
             return loaded
@@ -187,9 +251,10 @@ def open_all(openers: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     return storages
 
 
-def openers(names: Sequence[StorageName]) -> dict[str, Callable[[], Any]]:
-    """For each ``-S``, how to open it."""
-    return {name.name: functools.partial(open_named, name) for name in names}
+def openers(sources: Sequence[StorageName | StorageSection]) -> dict[str, Callable[[], Any]]:
+    """For each ``-S`` and each section, how to open it."""
+    return {source.name: functools.partial(open_named, source) if isinstance(source, StorageName)
+            else functools.partial(open_section, source) for source in sources}
 
 
 def close_all(storages: dict[str, Any]) -> None:
