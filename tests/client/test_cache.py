@@ -121,6 +121,63 @@ def test_an_interruption_while_it_is_put_away_leaves_an_empty_cache(
     assert cache.load(A) is cache.load(B) is None
 
 
+def test_a_transaction_ends_what_it_changes_and_brings_the_new_records(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'other')
+    cache.renew(T2, [A, B, C], [(A, b'two'), (C, b'new')])
+    assert cache.load(A) == (b'two', T2)
+    assert cache.loadBefore(A, T2) == (b'one', T1, T2)
+    assert cache.load(B) is None
+    assert cache.loadBefore(B, T2) == (b'other', T1, T2)
+    assert cache.load(C) == (b'new', T2)
+    assert cache.last_tid == z64
+
+
+def test_a_transaction_whose_records_cannot_be_read_leaves_an_empty_cache(opened: Callable[..., Cache]) -> None:
+    def records() -> Iterator[tuple[bytes, bytes]]:
+        yield A, b'two'
+        raise ValueError('closed')
+
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    with pytest.raises(ValueError, match='closed'):
+        cache.renew(T2, [A, B], records())
+    assert list(cache.contents()) == []
+    assert cache.load(A) is None
+
+
+def test_a_transaction_is_in_the_file_after_a_kill(
+        opened: Callable[..., Cache], path: str, tmp_path: Path) -> None:
+    cache = opened(path, MB)
+    cache.store(A, T1, None, b'one')
+    cache.renew(T2, [A, B], [(A, b'two')])
+    cache.flush()
+    again = copied(cache, tmp_path / 'copy.zec', MB)
+    assert knowledge(again) == knowledge(cache)
+    assert list(again.contents()) == [(A, T2, None), (A, T1, T2)]
+    again.close()
+
+
+def test_what_others_change_does_not_disturb_what_is_set_aside_unless_it_is_that(
+        opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.invalidate(T2, [B, C])
+    assert cache._aside and cache.load(A) == (b'one', T1)
+    cache.invalidate(T3, [B, A])
+    assert not cache._aside and cache.load(A) is None
+    assert cache.loadBefore(A, T3) == (b'one', T1, T3)
+
+
+def test_a_suspect_that_others_change_is_forgotten(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.suspect_all()
+    cache.invalidate(T2, [A])
+    assert list(cache.suspects()) == []
+
+
 def test_a_stored_revision_is_loaded(cache: Cache) -> None:
     cache.store(A, T1, None, b'data')
     assert cache.load(A) == (b'data', T1)

@@ -314,7 +314,13 @@ class Cache:
 
         A revision that starts at `tid` or later stays what it is.
         """
-        self._invalidate(None if tid is None else u64(tid), list(map(u64, oids)))
+        oids = list(oids)
+        numbers = list(map(u64, oids))
+        with self._mutex:
+            # Most of what others change is not here, and then there is nothing to change.
+            if (self._changing or self._ledger.index.holds_any(numbers)
+                    or not self._aside.keys().isdisjoint(oids)):
+                self._invalidate(None if tid is None else u64(tid), numbers)
 
     @_change
     def _invalidate(self, tid: int | None, oids: list[int]) -> None:
@@ -322,6 +328,20 @@ class Cache:
             self._ledger.drop(oids)
         else:
             self._ledger.invalidate(tid, oids)
+
+    def renew(self, tid: bytes, oids: Iterable[bytes], records: Iterable[tuple[bytes, bytes]]) -> None:
+        """A transaction of this client: `invalidate` and `store` its oids and records, in one change.
+
+        An error of `records` leaves an empty cache, as whatever interrupts a change.
+        """
+        self._renew(u64(tid), list(map(u64, oids)),
+                    ((u64(oid), pack(oid, tid, data)) for oid, data in records))
+
+    @_change
+    def _renew(self, tid: int, oids: list[int], records: Iterable[tuple[int, bytes]]) -> None:
+        self._ledger.invalidate(tid, oids)
+        for oid, content in records:
+            self._learn(oid, tid, OPEN, content)
 
     def drop(self, oids: Iterable[bytes]) -> None:
         """Forget the current revisions of `oids`, suspect or not."""

@@ -107,6 +107,18 @@ class Index:
         """Whether there is any revision of `oid`."""
         return oid in self.current.starts or oid in self.suspect.starts or oid in self.historic
 
+    def is_over(self, oid: int, start: int) -> bool:
+        """Whether all that is known of `oid` had ended when `start` began."""
+        if oid in self.current.starts or oid in self.suspect.starts:
+            return False
+        rows = self.historic.get(oid)
+        return rows is None or _end(rows, len(rows)) <= start
+
+    def holds_any(self, oids: Iterable[int]) -> bool:
+        """Whether any of `oids` has a revision without an end."""
+        current, suspect = self.current.starts, self.suspect.starts
+        return any(oid in current or oid in suspect for oid in oids)
+
     def wants(self, oid: int, start: int, end: int) -> bool:
         """Whether a revision that cannot be found would be news that contradicts nothing newer."""
         current = self.current.starts.get(oid)

@@ -71,6 +71,10 @@ class Ledger:
     def learn(self, oid: int, start: int, end: int, content: bytes, used: int = 0) -> None:
         """Keep a revision, if that is news and not too long."""
         index = self.index
+        if end == OPEN and index.is_over(oid, start):
+            if len(content) <= self.log.room:
+                self._keep(Kind.CURRENT, oid, start, end, content, used)
+            return
         found = index.find(oid, start) if index.knows(oid) else None
         if found is None:
             if index.wants(oid, start, end) and len(content) <= self.log.room:

@@ -5,6 +5,7 @@ as the cache could hold: of what goes beyond, the cache only learns that it has 
 """
 
 import tempfile
+from collections.abc import Iterator
 from typing import IO
 
 from zeo.client.cache import Cache
@@ -64,7 +65,10 @@ class Updates:
         changes = self._changes
         if changes is None:
             raise ValueError('these updates are closed')
-        cache.invalidate(tid, changes)
+        cache.renew(tid, changes, self._records(changes))
+
+    def _records(self, changes: dict[bytes, bytes | tuple[int, int] | None]
+                 ) -> Iterator[tuple[bytes, bytes]]:
         for oid, record in changes.items():
             if isinstance(record, tuple):
                 assert self._file is not None
@@ -72,7 +76,7 @@ class Updates:
                 self._file.seek(start)
                 record = self._file.read(length)
             if record is not None:
-                cache.store(oid, tid, None, record)
+                yield oid, record
 
     def close(self) -> None:
         """Forget everything; may be called again."""
