@@ -464,12 +464,13 @@ class CacheMachine(RuleBasedStateMachine):
         self.last_tids.add(self.truth.last_tid)
 
     @precondition(lambda self: self.up_to_date)
-    @rule(oids=oids, size=st.integers(0, 300), own=st.booleans())
-    def commit(self, oids: list[bytes], size: int, own: bool) -> None:
+    @rule(oids=oids, size=st.integers(0, 300), own=st.integers(0, 4) | st.none())
+    def commit(self, oids: list[bytes], size: int, own: int | None) -> None:
         tid = self.truth.commit(*oids, size=size)
-        self.cache.invalidate(tid, oids)
-        for oid in oids if own else []:
-            teach(self.cache, self.truth, oid)
+        if own is None:
+            self.cache.invalidate(tid, oids)
+        else:
+            self.cache.renew(tid, oids, [(oid, self.truth.revisions[oid][-1][1]) for oid in oids[:own]])
         self.move()
 
     @precondition(lambda self: self.up_to_date)
