@@ -85,11 +85,12 @@ class StorageServer:
 
     ``storages`` maps names to storages (`ZODB.interfaces.IStorage`), which the server closes in the
     end.  ``addresses`` are ``(host, port)`` (host ``''``: all interfaces; port 0: a free one) or paths
-    of Unix domain sockets, whose files get the permissions ``socket_mode``.  The options are explained in start.txt; ``transaction_timeout`` and
+    of Unix domain sockets, whose files get the permissions ``socket_mode``, or sockets that listen already,
+    which the server closes.  The options are explained in start.txt; ``transaction_timeout`` and
     ``invalidation_age`` are in seconds, None switches them off.
     """
 
-    def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address], *,
+    def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address | socket.socket], *,
                  read_only: bool = False, transaction_timeout: float | None = 30.0,
                  invalidation_queue_size: int = 100, invalidation_age: float | None = None,
                  client_conflict_resolution: bool = False,
@@ -133,12 +134,14 @@ class StorageServer:
         listeners: list[_Listener] = []
         with contextlib.ExitStack() as unless_done:
             for address in self._wanted:
-                if isinstance(address, str):
+                if isinstance(address, socket.socket):
+                    sockets = [address]
+                elif isinstance(address, str):
                     sockets = [listening.listen_unix(address, self._socket_mode)]
                 else:
                     sockets = listening.listen(*address)
                 for sock in sockets:
-                    listeners.append(_Listener(self, sock))
+                    listeners.append(_Listener(self, sock, file_is_ours=sock is not address))
                     unless_done.callback(listeners[-1].server_close)
             self._writer.start()
             for served in set(self._served.values()):
@@ -356,14 +359,14 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
     daemon_threads = True  # `StorageServer.close` sees to their end
     block_on_close = False
 
-    def __init__(self, server: StorageServer, sock: socket.socket) -> None:
+    def __init__(self, server: StorageServer, sock: socket.socket, *, file_is_ours: bool = True) -> None:
         sock.setblocking(False)  # who gave up between select and accept must not keep us there
         name = sock.getsockname()
         super().__init__(name, socketserver.BaseRequestHandler)
         self.socket = sock
         self.address: Address = name if isinstance(name, str) else name[:2]
         self._server = server
-        self._file = listening.socket_file(name) if isinstance(name, str) else None
+        self._file = listening.socket_file(name) if isinstance(name, str) and file_is_ours else None
         self._clients = 0
         self._starving = False  # whether the last connection could not be accepted
         self._pause = threading.Event()  # set when the listener is to stop

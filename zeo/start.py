@@ -9,6 +9,7 @@ import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unr
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from zeo.server import addresses
+from zeo.server import daemon
 from zeo.server import logs
 from zeo.server import privileges
+from zeo.server import servicemanager
 from zeo.server import storages
 from zeo.server.options import CannotStart
 from zeo.server.options import PROGRAM
@@ -37,14 +40,22 @@ REOPEN = {signal.SIGHUP, signal.SIGUSR2}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal says to stop; returns the exit status (`SystemExit` for usage errors)."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
     if options.check:
         return check(options)
     try:
-        run(options)
+        if options.daemon:
+            os.environ.update(options.environment)
+            number = pid_file(options, os.environ)
+            assert number is not None
+            print(daemon.start(arguments, options, number))
+        else:
+            run(options)
     except CannotStart as error:
         if options.log and logging.getLogger().hasHandlers():
             logger.error('%s', error)
+        servicemanager.tell('STOPPING=1', f'STATUS={error}')
         print(f'{PROGRAM}: {error}', file=sys.stderr)
         return 1
     return 0
@@ -75,6 +86,7 @@ def run(options: Options) -> None:
     # First of all: whatever is opened or made afterwards belongs to the user who has to work with it.
     warning = privileges.settle(options.user, lambda: _complaint(options, file))
     log_file = logs.set_up(options.log, options.debug)
+    handed_over = servicemanager.sockets(os.environ)
     signals = Signals()
     with contextlib.ExitStack() as at_end:
         at_end.callback(signals.ignore)
@@ -88,15 +100,18 @@ def run(options: Options) -> None:
         number = pid_file(options, os.environ)
         if number is not None:
             at_end.callback(_remove_number, number)
-        server = _start(options, opened)
+        server = _start(options, opened, handed_over)
         at_end.callback(server.close)
         for text in (warning, *options.notices):
             if text:
                 logger.warning('%s', text)
         if number is not None:
             _write_number(number)
-        logger.info('%s', ready_line(server.addresses, opened))
+        ready = ready_line(server.addresses, opened)
+        logger.info('%s', ready)
+        servicemanager.tell('READY=1', f'STATUS={ready}', f'MAINPID={os.getpid()}')
         _wait(signals, log_file)
+        servicemanager.tell('STOPPING=1', 'STATUS=closing')
     logger.info('closed')
 
 
@@ -135,11 +150,11 @@ def _open(options: Options, file: str | None, signals: 'Signals') -> dict[str, A
         return storages.open_all(openers)
 
 
-def _start(options: Options, opened: dict[str, Any]) -> StorageServer:
+def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.socket]) -> StorageServer:
     with contextlib.ExitStack() as unless_started:
         unless_started.callback(storages.close_all, opened)
         server = StorageServer(
-            opened, options.addresses,
+            opened, (*handed_over, *options.addresses),
             read_only=options.read_only,
             transaction_timeout=options.transaction_timeout,
             invalidation_queue_size=options.invalidation_queue_size,
@@ -238,10 +253,12 @@ def _wait(signals: Signals, log_file: logs.Log | None) -> None:
 
 
 def _write_number(path: str) -> None:
-    """Write the number of this process to the pid file."""
+    """Write the number of this process to the pid file; nobody sees it half written."""
+    new = f'{path}.{os.getpid()}'
     try:
-        with open(path, 'w', encoding='ascii') as file:
-            file.write(f'{os.getpid()}\n')
+        with open(new, 'wb') as file:
+            file.write(b'%d\n' % os.getpid())
+        os.replace(new, path)
     except OSError as error:
         raise CannotStart(f'cannot write the number of the process to {path}: {error.strerror}; choose'
                           ' another file with --pid-file') from None
@@ -250,8 +267,8 @@ def _write_number(path: str) -> None:
 def _remove_number(path: str) -> None:
     """Remove the pid file, unless another process has written its number there."""
     with contextlib.suppress(OSError):
-        with open(path, encoding='ascii', errors='replace') as file:
-            ours = file.read() == f'{os.getpid()}\n'
+        with open(path, 'rb') as file:
+            ours = file.read() == b'%d\n' % os.getpid()
         if ours:
             os.unlink(path)
 

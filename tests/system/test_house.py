@@ -21,7 +21,8 @@ FLOORS = {
     'zeo': 4,
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
-SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.writer',
+SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.daemon',
+           'zeo.server.servicemanager', 'zeo.server.writer',
            'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.outgoing', 'zeo.client.probe',
            'zeo.client.supervisor'}
 

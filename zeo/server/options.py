@@ -149,8 +149,11 @@ def parse(arguments: Sequence[str]) -> Options:
         addresses.append(('localhost' if found.host is None else found.host, found.port))
     if found.unix is not None:
         addresses.append(found.unix)
-    if not (addresses or found.addresses):
+    if not (addresses or found.addresses or os.environ.get('LISTEN_FDS')):
         parser.error('no address to listen on: give a port with -p, a socket file with -U, or both')
+
+    if found.daemon and not found.debug and found.log is None:
+        parser.error('-d leaves the terminal; say with --log which file the log goes to')
 
     return Options(**{field.name: getattr(found, field.name) for field in fields(Options)
                       if hasattr(found, field.name)} | {
@@ -228,11 +231,13 @@ def _parser() -> argparse.ArgumentParser:
     process.add_argument('-u', '--user', metavar='USER', help=(
         "become this user (name or number) before anything is opened; only root can (default, for"
         " root: 'nobody', if nobody can write the file and its folder)"))
+    process.add_argument('-d', '--daemon', action='store_true', help=(
+        'go into the background once it is ready, and be looked after by zdaemon there (extra daemon)'))
     process.add_argument('-s', '--no-daemon', dest='daemon', action='store_false', default=False, help=(
         'stay in the foreground (the default)'))
     process.add_argument('--pid-file', type=values.path, metavar='FILE', help=(
-        'write the number of the process to this file, while the server is ready (default: none; with -C:'
-        ' ZEO.pid in $INSTANCE_HOME/var, if INSTANCE_HOME is set)'))
+        'write the number of the process to this file, while the server is ready (default: none; with -d'
+        ' or -C: ZEO.pid in $INSTANCE_HOME/var, if INSTANCE_HOME is set; else with -d: ZEO.pid here)'))
     process.add_argument('-D', '--debug', action='store_true', help=(
         'stay in the foreground and log in detail'))
     process.add_argument('--log', type=values.path, metavar='FILE', help=(

@@ -1,0 +1,63 @@
+"""zeo.server.daemon: what is asked of zdaemon (tests/system/test_service_managers.py has real ones)."""
+
+import os
+import sys
+
+import pytest
+
+from zeo.server import daemon
+from zeo.server.options import CannotStart
+from zeo.server.options import parse
+
+
+def asked(*words, configuration=''):
+    words = ['-d', '-p', '1', '--log=zeo.log', *words]
+    if configuration:
+        with open('zeo.conf', 'w') as file:
+            file.write(configuration + '<mappingstorage/>\n')
+        words += ['-C', 'zeo.conf']
+    return words, daemon.command(words, parse(words), '/run/ZEO.pid', '/run/ZEO.zdsock')
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return str(tmp_path)
+
+
+def test_zdaemon_starts_the_same_command_line_in_the_foreground():
+    before = os.umask(0o027)
+    try:
+        words, command = asked('my.fs')
+    finally:
+        assert os.umask(before) == 0o027
+    end = command.index(sys.executable, 1)
+    assert command[:end] == [
+        sys.executable, '-m', 'zdaemon.zdrun', '-s', '/run/ZEO.zdsock', '-b', '10', '-x', '0,2', '-m', '027',
+        '-t', '/dev/null']
+    assert command[end:] == [sys.executable, '-m', 'zeo.start', *words, '-s', '--pid-file=/run/ZEO.pid']
+    options = parse(command[end + 3:])
+    assert not options.daemon and options.file == 'my.fs' and options.pid_file == '/run/ZEO.pid'
+
+
+def test_the_section_runner_says_how_zdaemon_is_to_behave(folder):
+    _, command = asked(configuration='''
+<runner>
+    backoff-limit 3
+    exit-codes 0,2,7
+    umask 077
+    directory elsewhere
+    transcript out
+    forever true
+</runner>
+''')
+    end = command.index(sys.executable, 1)
+    assert command[5:end] == ['-b', '3', '-x', '0,2,7', '-m', '077', '-t', f'{folder}/out',
+                              '-z', f'{folder}/elsewhere', '-f']
+    assert command[-1] == f'--configuration={folder}/zeo.conf'
+
+
+def test_without_zdaemon_it_is_said_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'zdaemon', None)
+    with pytest.raises(CannotStart, match=r"^-d needs zdaemon, .*; pip install 'threaded-zeo\[daemon\]', or"):
+        daemon.start([], parse(['-p', '1']), 'ZEO.pid')

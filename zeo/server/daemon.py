@@ -1,0 +1,117 @@
+"""``-d``: the server in the background, looked after by zdaemon, which restarts it after a fatal error.
+
+zdaemon (zdrun) becomes a daemon and starts the same command line again, with ``-s``.  The server tells
+when it is ready in the way that it tells service managers (`zeo.server.servicemanager`), so who started
+it hears of success or failure as if it had stayed in the foreground.
+"""
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+from zeo.server.options import CannotStart
+from zeo.server.options import Options
+
+#: Seconds between two looks whether zdaemon is still there, and for it to answer and to end.
+PAUSE = 0.5
+PATIENCE = 10.0
+
+
+def start(arguments: Sequence[str], options: Options, pid_file: str) -> str:
+    """Returns when the server is ready, with its ready line and the number of its process.
+
+    Raises `CannotStart`; then nothing goes on in the background.
+    """
+    if importlib.util.find_spec('zdaemon') is None:
+        raise CannotStart("-d needs zdaemon, which is not installed here; pip install 'threaded-zeo[daemon]',"
+                          ' or stay in the foreground (-s)')
+    control = os.path.abspath(str(options.runner.get('socket_name', pid_file.removesuffix('.pid') + '.zdsock')))
+    if _say(control, 'status') is not None:
+        raise CannotStart(f'there is a server in the background already, with {control}; stop it first, or'
+                          ' choose another --pid-file for this one')
+    with _ear() as (ear, where):
+        manager = subprocess.run(
+            command(arguments, options, pid_file, control), env={**os.environ, 'NOTIFY_SOCKET': where},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if manager.returncode:
+            raise CannotStart('zdaemon cannot start: ' + ' '.join(manager.stderr.split()))
+        try:
+            return _outcome(ear, control)
+        except BaseException as error:
+            _stop(control)
+            if isinstance(error, KeyboardInterrupt):
+                raise CannotStart('ended before it was ready') from None
+            raise
+
+
+def command(arguments: Sequence[str], options: Options, pid_file: str, control: str) -> list[str]:
+    """How to start zdaemon, which starts the server."""
+    os.umask(mask := os.umask(0o077))
+    words = [sys.executable, '-m', 'zdaemon.zdrun', '-s', control,
+             '-b', str(options.runner.get('backoff_limit', 10)),
+             '-x', str(options.runner.get('exit_codes', '0,2')),
+             '-m', str(options.runner.get('umask', f'{mask:03o}')),
+             '-t', os.path.abspath(str(options.runner.get('transcript', os.devnull)))]
+    if 'directory' in options.runner:
+        words += ['-z', os.path.abspath(str(options.runner['directory']))]
+    if options.runner.get('forever'):
+        words.append('-f')
+    words += [sys.executable, '-m', 'zeo.start', *arguments, '-s', f'--pid-file={pid_file}']
+    if options.configuration is not None:
+        words.append(f'--configuration={os.path.abspath(options.configuration)}')
+    return words
+
+
+@contextlib.contextmanager
+def _ear() -> Iterator[tuple[socket.socket, str]]:
+    """A datagram socket that any user of this machine may write to, as the server may have become another."""
+    with tempfile.TemporaryDirectory(prefix='zeo-') as folder:
+        os.chmod(folder, 0o711)
+        path = os.path.join(folder, 'notify')
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.settimeout(PAUSE)
+            ear.bind(path)
+            os.chmod(path, 0o666)
+            yield ear, path
+
+
+def _outcome(ear: socket.socket, control: str) -> str:
+    while True:
+        try:
+            told = dict(line.split('=', 1) for line in ear.recv(65536).decode('utf-8', 'replace').split('\n')
+                        if '=' in line)
+        except TimeoutError:
+            if _say(control, 'status') is None:
+                raise CannotStart('the server and zdaemon have ended; the log may say why') from None
+            continue
+        if told.get('READY') == '1':
+            return f'{told.get("STATUS")} (process {told.get("MAINPID")})'
+        if told.get('STOPPING') == '1':
+            raise CannotStart(told.get('STATUS', ''))
+
+
+def _stop(control: str) -> None:
+    """Have zdaemon stop, and the server with it if it runs."""
+    end = time.monotonic() + PATIENCE
+    _say(control, 'stop')
+    while _say(control, 'status') is not None and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _say(control: str, word: str) -> str | None:
+    """zdaemon's answer; None if it is not there."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(control)
+            sock.sendall(f'{word}\n'.encode('ascii'))
+            return sock.recv(1000).decode('utf-8', 'replace')
+    except OSError:
+        return None
