@@ -122,7 +122,7 @@ def begin(server: Server) -> 'subprocess.Popen[str]':
     process = subprocess.Popen(
         [sys.executable, '-m', 'zeo.pack', *arguments(server)], text=True,
         env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    server.log.wait_for('packing storage 1')
+    server.log.wait_for('storage 1: packing as of')
     return process
 
 
@@ -138,7 +138,7 @@ def test_ctrl_c_stops_a_pack_and_leaves_the_database_as_it_was(
     assert not out
     [line] = err.splitlines()
     assert line.endswith(', storage 1: the pack of storage 1 was stopped; the database is as it was')
-    server.log.wait_for('the pack of storage 1 was stopped')
+    server.log.wait_for('storage 1: the pack was stopped')
     assert (Path(server.folder) / 'Data.fs').read_bytes() == before
     fill(open_client, server)   # and it works
 

@@ -22,7 +22,7 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket), and so
 is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
 beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
-beside it, of a line's closing, and of a count in the statistics.  No storage is called and nothing is sent
+beside it, of a line's closing, of a count in the statistics, and of warnings that are logged seldom.  No storage is called and nothing is sent
 under 3, 4, 5 or a leaf.
 """
 
@@ -40,6 +40,7 @@ from typing import Any
 
 from zeo.errors import ProtocolError
 from zeo.server import addresses as listening
+from zeo.server.logs import Seldom
 from zeo.server.outbox import Outbox
 from zeo.server.served import Served
 from zeo.server.session import Session
@@ -110,6 +111,8 @@ class StorageServer:
         self._socket_mode = socket_mode
         self._listeners: list[_Listener] = []
         self._writer = Writer()
+        # For connections that end before they have registered: a port scan must not fill the log.
+        self._strangers = Seldom(logger)
         # Guards `_connections` and `_closing`; a leaf.
         self._mutex = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
@@ -155,7 +158,7 @@ class StorageServer:
 
     def serve(self, sock: socket.socket, client: str) -> None:
         """Serve one client to its end, in the calling thread."""
-        connection = Connection(sock, client, self._served, self._writer)
+        connection = Connection(sock, client, self._served, self._writer, self._strangers)
         with self._mutex:
             if self._closing:
                 connection.close()
@@ -208,7 +211,7 @@ class StorageServer:
                 try:
                     served.close()
                 except Exception:
-                    logger.exception('storage %s cannot be closed', served.name)
+                    logger.exception('storage %s: cannot be closed', served.name)
             self._closed.set()
 
 
@@ -216,14 +219,17 @@ class Connection:
     """A client's socket with its session, and the loop that reads from the one into the other."""
 
     def __init__(self, sock: socket.socket, client: str, storages: Mapping[str, Served],
-                 writer: Writer) -> None:
+                 writer: Writer, strangers: Seldom) -> None:
         self._sock = sock
         self._storages = storages
+        self._strangers = strangers
         self._stopping = False
         self._deadline = 0.0  # time.monotonic() at which the client has to be registered
         outbox = Outbox()
         self.line = Line(sock, outbox, writer)
         self.session = Session(storages, outbox, client, self.line.hang_up)
+        debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
+        self._handle = self.session.handle_and_tell if debug else self.session.handle
 
     def run(self) -> None:
         """Serve until the client leaves, breaks the protocol, or the server is closed."""
@@ -236,18 +242,21 @@ class Connection:
                 self._set_time_limit(0)
                 self._converse(inbox)
         except ProtocolError as error:
-            logger.warning('%s: disconnected: %s', session.client, error)
+            warn = logger.warning if session.is_registered else self._strangers.warning
+            warn('%s: disconnected: %s', session.client, error)
         except TimeoutError:
-            logger.warning('%s: disconnected: it took too long to introduce itself', session.client)
+            self._strangers.warning('%s: disconnected: it took too long to introduce itself', session.client)
         except OSError as error:
-            logger.info('%s: lost (%s)', session.client, error.strerror or error)
+            logger.log(logging.INFO if session.is_registered else logging.DEBUG,
+                       '%s: lost: %s', session.client, error.strerror or error)
         except Exception:
             logger.exception('%s: disconnected because of an error here', session.client)
         else:
             if session.outbox.condemned:
                 logger.warning('%s: disconnected: it does not read what it is sent', session.client)
             else:
-                logger.debug('%s: has left', session.client)
+                logger.log(logging.INFO if session.is_registered else logging.DEBUG,
+                           '%s: has left', session.client)
 
     def _set_up_socket(self) -> None:
         sock = self._sock
@@ -311,14 +320,14 @@ class Connection:
             payload = self._next(inbox)
             if payload is None:
                 return False
-            self.session.handle(payload)
+            self._handle(payload)
             self.line.push(PATIENCE)
         return True
 
     def _converse(self, inbox: Inbox) -> None:
         """Serve one request after the other, as long as there are any; send replies in one go."""
         session = self.session
-        handle = session.handle
+        handle = self._handle
         outbox = session.outbox
         push = self.line.push
         receive = self._sock.recv_into
@@ -384,14 +393,14 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 # It will be asked again at once: neither spin nor fill the log.
                 if not self._starving:
-                    logger.error('no connections can be accepted on %s for now: %s',
+                    logger.error('%s: no connections can be accepted for now: %s',
                                  listening.describe(self.address), error.strerror)
                 self._starving = True
                 self._pause.wait(1.0)
             raise
         if self._starving:
             self._starving = False
-            logger.warning('connections are accepted again on %s', listening.describe(self.address))
+            logger.warning('%s: connections are accepted again', listening.describe(self.address))
         return accepted
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -407,7 +416,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
         request.close()  # a second time, which does nothing, unless no thread could be started
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.exception('a connection failed')
+        logger.exception('%s: a connection failed', listening.describe(self.address))
 
     def start(self) -> None:
         self._thread.start()

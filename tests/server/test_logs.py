@@ -7,6 +7,7 @@ import pytest
 
 from zeo.server import logs
 from zeo.server.options import CannotStart
+from zeo.server.options import parse
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +74,44 @@ def test_a_file_that_cannot_be_reopened_leaves_the_old_one_in_use(tmp_path):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(CannotStart, match='cannot write the log file .*/no/log: No such file'):
         logs.set_up(str(tmp_path / 'no' / 'log'), debug=False)
+
+
+def test_each_event_is_one_line(capsys):
+    logs.set_up(None, debug=False)
+    logging.getLogger('zeo').info('%s: has a name', 'one\ntwo\r\nthree\x85four\u2028five')
+    assert capsys.readouterr().err.endswith('INFO zeo: one two three four five: has a name\n')
+
+
+def test_an_eventlog_is_set_up_and_reopened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'zeo.conf').write_text(
+        '<eventlog>\n<logfile>\npath log\nformat %(message)s\n</logfile>\n</eventlog>\n<mappingstorage/>\n')
+    log = logs.set_up(parse(['-p', '1', '-C', 'zeo.conf']).log, debug=True)
+    logging.getLogger('zeo').debug('one')
+    (tmp_path / 'log').rename(tmp_path / 'log.1')
+    log.reopen()
+    logging.getLogger('zeo').info('two')
+    assert (tmp_path / 'log.1').read_text() == 'one\n' and (tmp_path / 'log').read_text() == 'two\n'
+
+
+def test_an_eventlog_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'zeo.conf').write_text(
+        '<eventlog>\n<logfile>\npath no/log\n</logfile>\n</eventlog>\n<mappingstorage/>\n')
+    with pytest.raises(CannotStart, match='cannot write the log file .*/no/log: No such file'):
+        logs.set_up(parse(['-p', '1', '-C', 'zeo.conf']).log, debug=False)
+
+
+def test_of_many_warnings_one_is_logged_and_later_the_number_of_the_others(caplog, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(logs.time, 'monotonic', lambda: now)
+    seldom = logs.Seldom(logging.getLogger('zeo'))
+    for number in range(5):
+        seldom.warning('%s: bad', number)
+    now += logs.Seldom.PAUSE - 1
+    seldom.warning('%s: bad', 5)
+    now += 1
+    for number in range(6, 9):
+        seldom.warning('%s: bad', number)
+    assert [record.getMessage() for record in caplog.records] == [
+        '0: bad', '6: bad (and 5 more of such kind before)']

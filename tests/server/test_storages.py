@@ -244,7 +244,7 @@ def test_each_storage_is_closed_once_whatever_happens_to_the_others(caplog):
     bad, good = Closing(fail=True), Closing()
     storages.close_all({'a': bad, 'b': good, 'c': good})
     assert (bad.closed, good.closed) == (1, 1)
-    assert 'cannot close Closing' in caplog.text
+    assert 'Closing: cannot be closed' in caplog.text
 
 
 # Words

@@ -145,7 +145,7 @@ def remove_leftovers(storage: Any) -> None:
             with contextlib.suppress(OSError):
                 if file.name.startswith(_PREFIX) and file.stat().st_mtime < oldest:
                     os.unlink(file.path)
-                    logger.info('removed %s, which was left behind', file.path)
+                    logger.info('%s: removed, as it was left behind', file.path)
 
 
 def send(storage: Any, outbox: Outbox, oid: bytes, tid: bytes) -> None:

@@ -146,7 +146,7 @@ class CommitLock:
             try:
                 holder.expired()
             except Exception:
-                logger.exception('a transaction that took too long could not be ended')
+                logger.exception('%s: a transaction that took too long could not be ended', self._clock.name)
 
     def close(self) -> None:
         """End the clock's thread and wait for it."""

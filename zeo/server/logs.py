@@ -1,6 +1,12 @@
-"""Where the server's log goes: standard error, or files that can be reopened."""
+"""Where the server's log goes, standard error or files that can be reopened, and what it looks like.
+
+Each event is one line: ``TIME LEVEL LOGGER: WHOM IT IS ABOUT: WHAT HAPPENED``.  start.txt has the grammar.
+"""
 
 import logging
+import math
+import threading
+import time
 from typing import Protocol
 
 from ZConfig.components.logger.logger import EventLogFactory
@@ -21,6 +27,41 @@ class LogFile(logging.FileHandler):
         old = self.setStream(self._open())
         if old is not None:
             old.close()
+
+
+class OneLine(logging.Formatter):
+    """An event is one line, whatever a client or a storage has put into it; only a traceback has more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = ' '.join(record.message.splitlines())
+        return super().formatMessage(record)
+
+
+class Seldom:
+    """Warnings of which there may be as many as somebody out there wants: at most one in `PAUSE` seconds."""
+
+    PAUSE = 60.0
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        # Guards what follows; a leaf.
+        self._mutex = threading.Lock()
+        self._next = -math.inf  # time.monotonic() from which on one may be logged again
+        self._untold = 0
+
+    def warning(self, text: str, *args: object) -> None:
+        """Log it, or count it; the next one that is logged tells how many were not."""
+        with self._mutex:
+            now = time.monotonic()
+            if now < self._next:
+                self._untold += 1
+                return
+            self._next = now + self.PAUSE
+            untold, self._untold = self._untold, 0
+        if untold:
+            text += ' (and %d more of such kind before)'
+            args += (untold,)
+        self._logger.warning(text, *args)
 
 
 class Log(Protocol):
@@ -53,7 +94,7 @@ def set_up(log: str | EventLogFactory | None, debug: bool) -> Log | None:
             handler = LogFile(log, encoding='utf-8')
         except OSError as error:
             raise _cannot_write(log, error) from None
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(OneLine(FORMAT))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     return handler if isinstance(handler, LogFile) else None
 

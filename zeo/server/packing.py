@@ -62,7 +62,7 @@ class Packing:
         try:
             self._storage.pack(pack_time, self._references if watch else referencesf)
         except Stopped:
-            logger.info('the pack of storage %s was stopped', self._name)
+            logger.info('storage %s: the pack was stopped', self._name)
             raise StorageError(f'the pack of storage {self._name} was stopped;'
                                ' the database is as it was') from None
         finally:

@@ -167,7 +167,7 @@ class Served:
         try:
             return messages.notice('info', (self.sizes(),))
         except Exception:
-            logger.exception('storage %s does not tell its size', self.name)
+            logger.exception('storage %s: does not tell its size', self.name)
             return ()
 
     def status(self) -> dict[str, Any]:
@@ -270,9 +270,9 @@ class Served:
         """Pack the storage; raises what the storage raises, and `StorageError` if a pack is in progress."""
         with self.packing:
             started = time.monotonic()
-            logger.info('packing storage %s as of %s', self.name, time.ctime(pack_time))
+            logger.info('storage %s: packing as of %s', self.name, time.ctime(pack_time))
             self.packing.run(pack_time)
-            logger.info('packed storage %s in %.1f s', self.name, time.monotonic() - started)
+            logger.info('storage %s: packed in %.1f s', self.name, time.monotonic() - started)
         deliver(self.publisher.tell(self.size_notice()))
 
     # ---- when something went wrong in the middle ----------------------------------------
@@ -282,7 +282,7 @@ class Served:
         try:
             last_tid = self._last_tid_of_storage()
         except Exception:
-            logger.exception('storage %s does not tell its last transaction', self.name)
+            logger.exception('storage %s: does not tell its last transaction', self.name)
             last_tid, self._in_doubt = z64, True
         deliver(self.publisher.start_afresh(last_tid))
 
@@ -296,7 +296,7 @@ class Served:
         if self.announces_itself or self._in_doubt:
             last_tid = self._last_tid_of_storage()  # first: the publisher's may only be later
             if last_tid > self.publisher.last_tid and last_tid != announcing:
-                logger.warning('storage %s has transactions that it did not announce; everybody is'
+                logger.warning('storage %s: has transactions that it did not announce; everybody is'
                                ' disconnected', self.name)
                 deliver(self.publisher.start_afresh(last_tid))
             self._in_doubt = False

@@ -33,6 +33,7 @@ from zeo.server.outbox import GONE
 from zeo.server.outbox import SENT
 from zeo.server.outbox import Outbox
 from zeo.server.served import Served
+from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
 from zeo.server.transaction import Transaction
 from zeo.wire import messages
@@ -93,6 +94,7 @@ class Session:
         self._mutex = threading.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
         self._helpers = 0
+        self._trace = Trace()
 
     @property
     def is_registered(self) -> bool:
@@ -152,6 +154,14 @@ class Session:
             elif not self._is_reported_later(name, error):
                 raise ProtocolError(f'{name} failed: {_in_words(error)}') from None
 
+    def handle_and_tell(self, payload: bytes | bytearray) -> None:
+        """`handle`, and tell the debug log how long it took."""
+        message_id, oneway, name, _ = messages.decode_from_client(payload)
+        self._trace.begin(message_id, name[:100])
+        self.handle(payload)
+        if oneway or name not in _ANSWERING:
+            self._trace.end(message_id, self.client)
+
     def _answer(self, message_id: PickledId, result: Any = None,
                 error: BaseException | None = None) -> None:
         if error is not None:
@@ -159,6 +169,7 @@ class Session:
         else:
             frame = messages.reply(message_id, result)
         self.outbox.append(frame)
+        self._trace.end(message_id, self.client, error)
 
     def _failed(self, message_id: PickledId, name: str, error: Exception) -> None:
         if not isinstance(error, (POSError, TypeError, ValueError, KeyError)):
@@ -166,6 +177,7 @@ class Session:
         elif not isinstance(error, EXPECTED):
             logger.info('%s: %s was refused: %s', self.client, name, _in_words(error))
         self.outbox.append(messages.error_reply(message_id, error))
+        self._trace.end(message_id, self.client, error)
 
     def _is_reported_later(self, name: str, error: Exception) -> bool:
         """Whether the vote will say what went wrong with a one-way message."""
@@ -227,7 +239,6 @@ class Session:
     def register(self, storage_name: str, read_only: bool) -> bytes:
         served = self._storages.get(storage_name) if isinstance(storage_name, str) else None
         if served is None:
-            logger.warning('%s: there is no storage %.100r here', self.client, storage_name)
             raise ValueError(f'unknown storage: {storage_name!s:.100}')
         if served.read_only and not read_only:
             raise ReadOnlyError()

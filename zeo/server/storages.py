@@ -47,11 +47,11 @@ def open_file(path: str, read_only: bool, blob_dir: str | None = None) -> Any:
     """The FileStorage of this (absolute) path; it and the folder for its blobs are created if need be."""
     if blob_dir is not None:
         _prepare_blobs(blob_dir, read_only)
-        logger.info('blobs are in %s', blob_dir)
+        logger.info('%s: blobs are in %s', path, blob_dir)
     try:
         return FileStorage(path, read_only=read_only, blob_dir=blob_dir)
     except Exception as error:
-        logger.debug('cannot open %s', path, exc_info=True)
+        logger.debug('%s: cannot be opened', path, exc_info=True)
         raise CannotStart(_why(error, path, read_only)) from None
 
 
@@ -135,7 +135,7 @@ class _blaming:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         # A module that calls sys.exit() must not end us without a word.
         if isinstance(error, Exception | SystemExit) and not isinstance(error, CannotStart):
-            logger.debug('%s %s', self.name, self.what, exc_info=error)
+            logger.debug('%s: %s', self.name, self.what, exc_info=error)
             raise CannotStart(
                 f'{self.name} {self.what}: {_short(error)} (-D shows where)') from None
 
@@ -145,7 +145,7 @@ def open_section(section: StorageSection) -> Any:
     try:
         return section.factory.open()
     except Exception as error:
-        logger.debug('%s', section, exc_info=True)
+        logger.debug('%s: cannot be opened', section, exc_info=True)
         if isinstance(section.factory, FileStorageSection):
             file = section.factory.config
             why = _why(error, os.path.abspath(file.path), bool(file.read_only))
@@ -263,7 +263,7 @@ def close_all(storages: dict[str, Any]) -> None:
         try:
             storage.close()
         except Exception:
-            logger.exception('cannot close %s', describe(storage))
+            logger.exception('%s: cannot be closed', describe(storage))
 
 
 def describe(storage: Any) -> str:

@@ -102,7 +102,7 @@ class Line:
                 return False
             except Exception as error:
                 if not isinstance(error, OSError):
-                    logger.exception('a client cannot be sent to')
+                    logger.exception('%s: a client cannot be sent to', threading.current_thread().name)
                 outbox.end()  # the reading thread finds out, too
                 rest.clear()
                 return True
@@ -187,7 +187,7 @@ class Writer:
                     else:
                         self._carry_on(key.data)
         except Exception:
-            logger.critical('the writer failed', exc_info=True)
+            logger.critical('%s: failed', threading.current_thread().name, exc_info=True)
             raise
 
     def _welcome(self) -> bool:
