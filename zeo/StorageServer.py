@@ -22,8 +22,8 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket), and so
 is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
 beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
-beside it, of a line's closing, of a count in the statistics, and of warnings that are logged seldom.  No storage is called and nothing is sent
-under 3, 4, 5 or a leaf.
+beside it, of a line's closing, of a count in the statistics, and of warnings that are logged seldom.  No
+storage is called and nothing is sent under 3, 4, 5 or a leaf.
 """
 
 import contextlib
