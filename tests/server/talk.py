@@ -215,6 +215,8 @@ class SocketPeer(Peer):
             socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(PATIENCE)
+        if family != socket.AF_UNIX:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self.sock.connect(address)
         except OSError:

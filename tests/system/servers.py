@@ -53,6 +53,14 @@ def until(condition: Any, what: str, timeout: float = PATIENCE) -> None:
     raise AssertionError(f'still not so after {timeout} seconds: {what}')
 
 
+def figures(pid: int) -> dict[str, int]:
+    """Resident memory in kB, threads and open files of a process."""
+    folder = Path('/proc', str(pid))
+    status = dict(line.split(':', 1) for line in (folder / 'status').read_text().splitlines())
+    return {'memory': int(status['VmRSS'].split()[0]), 'threads': int(status['Threads']),
+            'files': len(os.listdir(folder / 'fd'))}
+
+
 class Storage(NamedTuple):
     """A storage that a server shall serve, in the words of either kind of server."""
 

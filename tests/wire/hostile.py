@@ -243,11 +243,15 @@ def damaged(rnd: random.Random) -> bytes:
 
 
 def attack(rnd: random.Random) -> bytes:
-    """The known ways to make an unpickler call, import or alter something."""
+    return in_message(rnd, evil(rnd))
+
+
+def evil(rnd: random.Random) -> bytes:
+    """The known ways to make an unpickler call, import or alter something; a piece of a pickle."""
     called = a_global(rnd)
     module, name = rnd.choice(NAMES)
     arguments = rnd.choice([text('echo pwned') + b'\x85', b')', b'(' + an_atom(rnd) + an_atom(rnd) + b't'])
-    evil = rnd.choice([
+    return rnd.choice([
         called + arguments + b'R',
         called + arguments + b'\x81',
         called + arguments + b'}\x92',
@@ -269,7 +273,6 @@ def attack(rnd: random.Random) -> bytes:
         b']' + called + b'aq\x00h\x00', b'}' + called + b'Ns', b'\x8f(' + called + b'\x90',
         called + b'\x85\x85', called + called + b'\x86R', called + called + b'R',
     ])
-    return in_message(rnd, evil)
 
 
 def in_message(rnd: random.Random, evil: bytes) -> bytes:
@@ -287,7 +290,11 @@ def in_message(rnd: random.Random, evil: bytes) -> bytes:
 
 
 def bomb(rnd: random.Random, largest: int) -> bytes:
-    """Few bytes that want to become a lot of memory or time."""
+    return in_message(rnd, explosive(rnd, largest))
+
+
+def explosive(rnd: random.Random, largest: int) -> bytes:
+    """Few bytes that want to become a lot of memory or time; a piece of a pickle."""
     n = int(largest ** rnd.random()) + 1
     counted = rnd.choice(['BINBYTES8', 'BYTEARRAY8', 'BINUNICODE8', 'BINBYTES', 'BINUNICODE', 'LONG4',
                           'BINSTRING', 'FRAME'])
@@ -331,7 +338,39 @@ def bomb(rnd: random.Random, largest: int) -> bytes:
         lambda: b'cbuiltins\nlist\nq\x000)' + b'h\x00j\x01\x00\x00\x00' * 0 + b'\x85h\x00' * 0 + b'',
         lambda: b'c' + b'a' * n + b'\n' + b'b' * n + b'\n', lambda: b'X' + n.to_bytes(4, 'little') + b'\xff' * n,
     ]
-    return in_message(rnd, rnd.choice(bombs)())
+    return rnd.choice(bombs)()
+
+
+def records(seed: int, largest: int, classes: list[tuple[str, str]]) -> Callable[[], bytes]:
+    """A source of hostile records of objects, which pretend to be of one of the classes, as a rule."""
+    rnd = random.Random(seed)
+
+    def a_head() -> bytes:
+        module, name = rnd.choice(classes if rnd.random() < 0.9 else NAMES)
+        return CODE['GLOBAL'] + module.encode() + b'\n' + name.encode() + b'\n'
+
+    def something() -> bytes:
+        choice = rnd.random()
+        if choice < 0.03:
+            return explosive(rnd, largest)
+        if choice < 0.3:
+            return rnd.choice([soup, program, program])(rnd)[2:-1]
+        return evil(rnd)
+
+    def next_record() -> bytes:
+        places: list[Callable[[], bytes]] = [
+            lambda: a_head() + b'.\x80\x03' + something() + b'.',
+            lambda: a_head() + b'.\x80\x03}' + text('count') + something() + b's.',
+            lambda: a_head() + b'.\x80\x03(' + something() + something() + b't.',
+            lambda: a_head() + b'.\x80\x03' + something() + b'0K\x01.',
+            lambda: a_head() + something() + b'\x86.\x80\x03}.',
+            lambda: a_head() + something() + b'\x85\x86.\x80\x03}.',
+            lambda: something() + b'0' + a_head() + b'.\x80\x03}.',
+            lambda: something() + b'.\x80\x03}.',
+            lambda: something() + b')\x86.\x80\x03}.',
+            lambda: soup(rnd) + soup(rnd)]
+        return b'\x80\x03' + rnd.choice(places)()
+    return next_record
 
 
 def frames(seed: int, largest: int) -> Callable[[], bytes]:

@@ -19,7 +19,6 @@ from ZODB.BaseStorage import BaseStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IStorageRestoreable
-from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import Unsupported
 from ZODB.serialize import referencesf
@@ -30,6 +29,7 @@ from ZODB.utils import z64
 from zope.interface import providedBy
 
 from zeo.server import blobs
+from zeo.server import conflicts
 from zeo.server.commitlock import CommitLock
 from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
@@ -102,8 +102,9 @@ class Served:
                             and IStorageRestoreable.providedBy(storage))
         self._invalidation_age = invalidation_age
         self._helpers: set[threading.Thread] = set()
-        if client_conflict_resolution:
-            storage.tryToResolveConflict = _leave_it_to_the_client
+        # Whether the storage finds conflicts in a way that does not look into what a client sent.
+        self.finds_conflicts = (
+            conflicts.take_over(storage, client_conflict_resolution) or self.announces_itself)
         if IBlobStorage.providedBy(storage):
             blobs.remove_leftovers(storage)
         recent: list[tuple[bytes, list[bytes]]] = []
@@ -418,12 +419,6 @@ def announces_itself(storage: Any) -> bool:
 
 
 _SILENT = (BaseStorage.registerDB, MappingStorage.registerDB)
-
-
-def _leave_it_to_the_client(oid: bytes, committed: bytes, old: bytes, record: bytes,
-                            committed_data: bytes | None = None) -> bytes:
-    # With ``data=record`` the error would unpickle what the client sent, to name its class.
-    raise ConflictError(oid=oid, serials=(committed, old))
 
 
 def _seconds(tid: bytes) -> float:

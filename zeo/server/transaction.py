@@ -31,6 +31,7 @@ from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 
+from zeo.server import conflicts
 from zeo.server.blobs import Uploads
 from zeo.server.outbox import Outbox
 from zeo.server.served import Served
@@ -245,6 +246,8 @@ class Transaction:
         else:
             storage.tpc_begin(self._meta)
         for operation, args in self._staging:
+            if self._abort_asked:  # nobody will hear of the result, and others wait
+                raise StorageError('the transaction was given up while it was voting')
             _OPERATIONS[operation](self, *args)
         return tid
 
@@ -261,6 +264,8 @@ class Transaction:
         self._served.statistics.stores += 1
         self._changed[oid] = None
         try:
+            if not self._served.finds_conflicts:
+                conflicts.check(self._served.storage, oid, serial)
             self._served.storage.store(oid, serial, record, '', self._meta)
         except ConflictError as error:
             if not self._served.client_conflict_resolution or error.serials is None:
@@ -274,6 +279,8 @@ class Transaction:
         self._changed[oid] = None
         assert self._uploads is not None
         path = self._uploads.hand_over(path, keep=self._served.client_conflict_resolution)
+        if not self._served.finds_conflicts:
+            conflicts.check(self._served.storage, oid, serial)
         self._served.storage.storeBlob(oid, serial, record, path, '', self._meta)
 
     def _check(self, oid: bytes, serial: bytes) -> None:
