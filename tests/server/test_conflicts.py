@@ -312,7 +312,11 @@ def test_a_conflict_says_which_class_it_is_about() -> None:
 
 def test_an_error_of_a_class_is_a_conflict_and_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level('INFO')
-    refused(record(Broken, {}))
+    good = Revisions(record(Broken, {}), record(Broken, {}))
+    resolver = Resolver(good)
+    for _ in range(3):
+        with pytest.raises(ConflictError):
+            resolver(oid(1), b'saved', b'old', record(Broken, {}))
     [line] = caplog.records
     assert 'Broken' in line.getMessage() and 'RuntimeError: not today' in line.getMessage()
     assert not line.exc_info

@@ -30,9 +30,9 @@ from ZODB.ConflictResolution import PersistentReferenceFactory
 from ZODB.ConflictResolution import persistent_id
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
-from ZODB.utils import maxtid
 
 from zeo.server import classes
+from zeo.server.logs import Seldom
 from zeo.wire import makers
 
 logger = logging.getLogger(__name__)
@@ -87,11 +87,11 @@ def check(storage: Any, oid: bytes, serial: bytes) -> None:
     With the commit lock: what is current now is current when the storage is called.
     """
     try:
-        found = storage.loadBefore(oid, maxtid)
+        current: bytes = storage.getTid(oid)
     except POSKeyError:  # a new one
         return
-    if found is not None and found[1] != serial:
-        raise ConflictError(oid=oid, serials=(found[1], serial))
+    if current != serial:
+        raise ConflictError(oid=oid, serials=(current, serial))
 
 
 def _leave_it_to_the_client(oid: bytes, committed: bytes, old: bytes, record: bytes,
@@ -106,6 +106,7 @@ class Resolver:
     def __init__(self, storage: Any) -> None:
         self._load: Callable[[bytes, bytes], bytes] = storage.loadSerial
         self._storage = storage
+        self._warnings = Seldom(logger)
 
     def __call__(self, oid: bytes, committed: bytes, old: bytes, record: bytes,
                  committed_data: bytes = b'') -> bytes:
@@ -129,8 +130,9 @@ class Resolver:
         except Exception as error:
             # Of the application's class, as a rule.  A client need not be told more than that there is a
             # conflict, since it can start again.
-            logger.warning('a conflict on %s cannot be resolved: %s: %s', class_name,
-                           type(error).__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG))
+            self._warnings.warning('a conflict on %s cannot be resolved: %s: %s', class_name,
+                                   type(error).__name__, error)
+            logger.debug('where it failed', exc_info=True)
         conflict = ConflictError(oid=oid, serials=(committed, old))
         conflict.class_name = class_name
         raise conflict
