@@ -110,6 +110,16 @@ def test_a_pack_between_two_runs_does_no_harm(site: Site) -> None:
     assert site.restored()['number'] == 'after the pack'
 
 
+def test_the_server_may_be_named_by_options(site: Site, start_server: Start) -> None:
+    site.commit('one', 1)
+    port = site.address.rpartition(':')[2]
+    assert run('-h', '127.0.0.1', '-p', port, site.backup) == 0
+    assert site.restored() == {'one': 1}
+    empty = start_server(unix=True, storages=WITH_BLOBS)
+    assert run('--restore', site.backup, '-U', empty.address) == 0
+    assert copy.main(['--verify', site.address, str(empty.address)]) == 0
+
+
 def test_a_backup_is_restored_into_a_server(
         site: Site, start_server: Start, tmp_path: Path) -> None:
     site.commit('blob', Blob(b'a blob'))
@@ -211,6 +221,7 @@ def test_a_stock_server_is_backed_up_too(
 
 @pytest.mark.parametrize('wrong', [
     [], ['zeo.sock'], ['--check', 'dir', 'other'], ['--restore', 'dir'], ['--check', '--restore', 'dir'],
+    ['-p', '1'], ['-U', 'sock', '--check', 'dir'], ['-p', '1', 'zeo.sock', 'dir'], ['-h', 'x', 'zeo.sock', 'dir'],
     ['--at', '2020-01-01 00:00:00', 'zeo.sock', 'dir'], ['--restore', '--at', '2020-01-01', 'dir', 'x'],
     ['--restore', '--at', 'yesterday', 'dir', 'x']], ids=' '.join)
 def test_a_wrong_command_line_is_told_in_one_line(

@@ -132,6 +132,49 @@ def test_a_configuration_file_of_zodb_can_be_source_and_target(
     assert (tmp_path / 'two.fs').read_bytes() == source.read_bytes()
 
 
+def test_a_storage_of_a_servers_configuration_file_is_copied_by_its_name(
+        source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'zeo.conf').write_text(
+        f'<zeo>\naddress 9999\n</zeo>\n<mappingstorage other/>\n'
+        f'<filestorage main>\npath {source}\nread-only true\n</filestorage>\n')
+    assert run('-S', 'main', tmp_path / 'zeo.conf', tmp_path / 'copy.fs') == 0
+    assert (tmp_path / 'copy.fs').read_bytes() == source.read_bytes()
+    assert run(tmp_path / 'zeo.conf', tmp_path / 'copy.fs') == 1
+    assert capsys.readouterr().err.endswith(
+        'zeo.conf: cannot be opened: it has no storage 1, but other, main; name one of these with -S\n')
+    (tmp_path / 'zeo.conf').write_text('<oops/>\n')
+    assert run(tmp_path / 'zeo.conf', tmp_path / 'copy.fs') == 1
+    assert "zeo.conf:1: unknown type name: 'oops'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('unix', [False, True])
+def test_a_server_may_be_named_by_options(
+        unix: bool, source: Path, tmp_path: Path, start_server: Start) -> None:
+    server = start_server(unix=unix)
+    assert run(source, spell(server)) == 0
+    words = ['-U', server.address] if unix else ['-h', server.address[0], '-p', server.address[1]]
+    assert run(*words, tmp_path / 'again.fs') == 0
+    assert (tmp_path / 'again.fs').read_bytes() == source.read_bytes()
+    assert run('--verify', tmp_path / 'again.fs', *words) == 0
+
+
+def test_a_socket_that_is_not_there_is_not_taken_for_a_file(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run('-U', tmp_path / 'sock', tmp_path / 'copy.fs') == 1
+    assert 'no server answers' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('wrong', [[], ['one'], ['one', 'two', 'three'], ['-p', '1'], ['-h', 'x', 'one', 'two'],
+                                   ['-p', '1', 'one', 'two']], ids=' '.join)
+def test_a_wrong_command_line_is_told_in_one_line(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        copy.main(wrong)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith('zeo.copy: ')
+
+
 @pytest.mark.parametrize('make', ['more', 'less', 'other'])
 def test_the_first_difference_is_told(
         make: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,17 @@ def test_a_table_shows_storages_and_clients(
     assert re.search(r'^  127\.0\.0\.1:\d+ +shop +\d', shown, re.MULTILINE)
 
 
+def test_only_the_storages_that_are_asked_for_are_shown(
+        start_server: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start_server(storages={'1': file_storage(), 'other': file_storage('other.fs')})
+    assert status.main([*arguments(server), '--interval=0.1', '-S', 'other']) == 0
+    shown = capsys.readouterr().out
+    assert 'storage other: ' in shown and 'storage 1: ' not in shown
+    assert status.main([*arguments(server), '-S', 'other', '-S', 'third']) == 1
+    assert capsys.readouterr().err.endswith(
+        ': there is no storage third here, but 1, other; name one of these with -S\n')
+
+
 def test_who_holds_the_commit_lock_and_who_waits_is_shown(
         start_server: Start, open_client: Open, capsys: pytest.CaptureFixture[str]) -> None:
     server = start_server()

@@ -58,8 +58,10 @@ _UNFINISHED = 'unfinished'
 def main(arguments: Sequence[str] | None = None) -> int:
     """Back up, check or restore; returns the exit status (`SystemExit` for usage errors)."""
     parser = _parser()
-    found = parser.parse_args(commands.arguments_or_argv(arguments))
-    if found.check != (found.second is None):
+    found = parser.parse_intermixed_args(commands.arguments_or_argv(arguments))
+    servers = [commands.Server(each) for each in parser.server_options(found)]
+    places = [*found.places, *servers] if found.restore else [*servers, *found.places]
+    if len(places) != (1 if found.check else 2) or found.check and servers:
         parser.error('give DIR with --check' if found.check else
                      'give DIR and TARGET with --restore' if found.restore else 'give ADDRESS and DIR')
     if found.at is not None and not found.restore:
@@ -68,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
         with commands.interruption() as stop:
             if found.check:
-                check(Path(found.first))
-                print(Backup(Path(found.first)).describe())
+                check(Path(places[0]))
+                print(Backup(Path(places[0])).describe())
             elif found.restore:
-                restore(Path(found.first), found.second, found.storage, found.target_blobs, found.at, stop)
+                restore(Path(places[0]), places[1], found.storage, found.target_blobs, found.at, stop)
             else:
-                with opened(found.first, found.storage, None, PROGRAM, read_only=True) as source:
-                    back_up(source, Path(found.second), stop)
+                with opened(places[0], found.storage, None, PROGRAM, read_only=True) as source:
+                    back_up(source, Path(places[1]), stop)
 
     return commands.run(PROGRAM, command)
 
@@ -298,7 +300,7 @@ def check(folder: Path) -> None:
             raise Failure(f'{path} is damaged: {commands.in_words(error)}') from None
 
 
-def restore(folder: Path, target: str, storage: str, blobs: str | None, at: bytes | None,
+def restore(folder: Path, target: str | commands.Server, storage: str, blobs: str | None, at: bytes | None,
             stop: threading.Event) -> None:
     """Make a database of a backup, as of its end or an earlier time; raises `Failure`."""
     check(folder)
@@ -346,8 +348,9 @@ def _parser() -> commands.Parser:
         description='Back up a database that is in use, with its blobs: each time what is new.',
         epilog='ADDRESS is a server (host:port, :port, or the path of a socket); a file can be backed up,'
                ' too.  TARGET is the file of a FileStorage, or an empty storage on a server.')
-    parser.add_argument('first', metavar='ADDRESS', help='what to back up')
-    parser.add_argument('second', metavar='DIR', nargs='?', help='the folder of the backup; may be new')
+    parser.add_argument('places', nargs='*', metavar='ADDRESS DIR', help=(
+        'what to back up, and the folder of the backup, which may be new'))
+    parser.add_server_options('the server, if ADDRESS or TARGET is left out')
     what = parser.add_argument_group('what to do')
     what.add_argument('-S', '--storage', metavar='NAME', default='1', help=(
         'the name of the storage on a server (default: 1)'))

@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from typing import NoReturn
 
@@ -37,6 +39,13 @@ class Failure(Exception):
     """What was asked for cannot be done.  The text is one line for whoever typed the command."""
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server, where something else could be named, too."""
+
+    address: Address
+
+
 class Parser(argparse.ArgumentParser):
     """A command line with the options that all commands share."""
 
@@ -52,9 +61,9 @@ class Parser(argparse.ArgumentParser):
         """One line, and where to read on."""
         self.exit(2, f'{self.program}: {" ".join(message.split())} (--help shows all options)\n')
 
-    def add_server_options(self) -> None:
+    def add_server_options(self, title: str = 'where the server is') -> None:
         """``-p``, ``-h`` and ``-U``, which are another way to write an address."""
-        where = self.add_argument_group('where the server is')
+        where = self.add_argument_group(title)
         where.add_argument('-p', '--port', type=_port, metavar='PORT', help='its TCP port')
         where.add_argument('-h', '--host', metavar='HOST', help=(
             'with -p: the name or address of its machine (default: this one)'))
@@ -150,13 +159,18 @@ class Client(ClientStorage):
         return self.offers('figures') and bool(self._call('stop_pack'))
 
 
+def check_storage(where: Address, storage: str, names: Iterable[str]) -> None:
+    """Raise `Failure` if the storage is not one of those that the server has."""
+    if storage not in (names := list(names)):
+        raise Failure(f'{display(where)}: there is no storage {storage} here, but {", ".join(names)};'
+                      ' name one of these with -S')
+
+
 def connect(where: Address, storage: str, program: str, **options: Any) -> Client:
     """Open a storage on a server; raises `Failure` if that is not possible."""
     logging.getLogger('zeo').addHandler(logging.NullHandler())  # what matters is raised
-    names = probe(where, PATIENCE)  # a client would go on asking, in case the server is just starting
-    if storage not in names:
-        raise Failure(f'{display(where)}: there is no storage {storage} here, but {", ".join(names)};'
-                      ' name one of these with -S')
+    # First, as a client would go on asking, in case the server is just starting.
+    check_storage(where, storage, probe(where, PATIENCE))
     defaults: dict[str, Any] = {
         'wait_timeout': PATIENCE, 'client_label': program, 'cache_size': 1024 * 1024}
     try:

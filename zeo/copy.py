@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ZODB.config
 from ZODB.blob import is_blob_record
 from ZODB.FileStorage import FileStorage
 from ZODB.interfaces import IBlobStorage
@@ -29,20 +28,26 @@ from ZODB.utils import z64
 from zeo import commands
 from zeo.commands import Failure
 from zeo.errors import ClientStorageError
+from zeo.server import configuration
 
 PROGRAM = 'zeo.copy'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Copy or compare; returns the exit status (`SystemExit` for usage errors)."""
-    found = _parser().parse_args(commands.arguments_or_argv(arguments))
+    parser = _parser()
+    found = parser.parse_intermixed_args(commands.arguments_or_argv(arguments))
+    places = [*map(commands.Server, parser.server_options(found)), *found.places]
+    if len(places) != 2:
+        parser.error('give SOURCE and TARGET; -p or -U may stand for SOURCE')
+    where_from, where_to = places
 
     def command() -> None:
         with contextlib.ExitStack() as at_end:
             source = at_end.enter_context(opened(
-                found.source, found.storage, found.source_blobs, PROGRAM, read_only=True))
+                where_from, found.storage, found.source_blobs, PROGRAM, read_only=True))
             target = at_end.enter_context(opened(
-                found.target, found.target_storage or found.storage, found.target_blobs, PROGRAM,
+                where_to, found.target_storage or found.storage, found.target_blobs, PROGRAM,
                 read_only=found.verify))
             stop = at_end.enter_context(commands.interruption())
             if found.verify:
@@ -77,23 +82,25 @@ class Count:
 
 
 @contextlib.contextmanager
-def opened(text: str, name: str, blobs: str | None, program: str, *, read_only: bool) -> Iterator[Any]:
+def opened(where: str | commands.Server, name: str, blobs: str | None, program: str, *, read_only: bool) -> Iterator[Any]:
     """The storage that is meant: on a server, in a configuration file (``.conf``), or a FileStorage.
 
     Raises `Failure`.  The storage is closed in the end.
     """
     with contextlib.ExitStack() as at_end:
         storage: Any
-        if _is_server(text):
+        if isinstance(where, str) and _is_server(where):
+            where = commands.Server(commands.address(where))
+        if isinstance(where, commands.Server):
             folder = at_end.enter_context(tempfile.TemporaryDirectory(prefix='zeo-'))
             storage = commands.connect(
-                commands.address(text), name, program, read_only=read_only, blob_dir=folder,
+                where.address, name, program, read_only=read_only, blob_dir=folder,
                 blob_cache_size=256 * 1024 * 1024)
         else:
             try:
-                storage = _open_here(text, blobs, read_only)
+                storage = _open_here(where, name, blobs, read_only)
             except Exception as error:  # of any storage that a configuration may name
-                raise Failure(f'{text}: cannot be opened: {commands.in_words(error)}') from None
+                raise Failure(f'{where}: cannot be opened: {commands.in_words(error)}') from None
         at_end.callback(storage.close)
         yield storage
 
@@ -108,12 +115,16 @@ def _is_server(text: str) -> bool:
         return False
 
 
-def _open_here(path: str, blobs: str | None, read_only: bool) -> Any:
+def _open_here(path: str, name: str, blobs: str | None, read_only: bool) -> Any:
     if path.endswith('.conf'):
         if blobs is not None:
             raise ValueError('where its blobs are is said in the configuration file itself')
-        with open(path, encoding='utf-8') as file:
-            return ZODB.config.storageFromFile(file)
+        sections = configuration.read(path)['sections']
+        chosen = sections if len(sections) == 1 else [each for each in sections if each.name == name]
+        if not chosen:
+            names = ', '.join(each.name for each in sections) or 'none'
+            raise ValueError(f'it has no storage {name}, but {names}; name one of these with -S')
+        return chosen[0].factory.open()
     if read_only and not os.path.exists(path):
         raise FileNotFoundError('there is no such file')
     if read_only and blobs is not None and not os.path.isdir(blobs):
@@ -311,13 +322,14 @@ def _parser() -> commands.Parser:
         PROGRAM, usage='%(prog)s [options] SOURCE TARGET',
         description='Copy all transactions of a database, with their blobs, or compare two databases.',
         epilog='SOURCE and TARGET are each a server (host:port, :port, or the path of a socket), a'
-               " configuration file of ZODB's (its name ends with .conf), or the file of a FileStorage."
+               " configuration file of ZODB's or of a server (its name ends with .conf), or the file of a FileStorage."
                '  A copy that was stopped goes on when it is started again.')
-    parser.add_argument('source', metavar='SOURCE', help='what to copy')
-    parser.add_argument('target', metavar='TARGET', help='where to; it is created if it is a file')
+    parser.add_argument('places', nargs='*', metavar='SOURCE TARGET', help=(
+        'what to copy, and where to; a file is created if need be'))
+    parser.add_server_options('what to copy, if SOURCE is left out')
     what = parser.add_argument_group('what to copy')
     what.add_argument('-S', '--storage', metavar='NAME', default='1', help=(
-        'the name of the storage on a server (default: 1)'))
+        'the name of the storage on a server, or in a configuration file of several (default: 1)'))
     what.add_argument('--target-storage', metavar='NAME', help=(
         'the same for the target, if it is another name there'))
     what.add_argument('--source-blobs', metavar='DIR', help='the blob folder, if the source is a file')

@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not addresses:
         parser.error('no server is named: give its address')
     if found.watch:
-        return commands.run(PROGRAM, lambda: _watch(addresses, found.interval, found.json))
+        return commands.run(PROGRAM, lambda: _watch(addresses, found.storages, found.interval, found.json))
     failed = []
 
     def tell() -> None:
         told = {}
         for where in addresses:
-            with _Server(where) as server:
+            with _Server(where, found.storages) as server:
                 try:
                     told[display(where)] = server.rates(found.interval)
                 except (Failure, ClientDisconnected) as error:
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return commands.run(PROGRAM, tell) or bool(failed)
 
 
-def _watch(addresses: Sequence[Address], interval: float, as_json: bool) -> None:
+def _watch(addresses: Sequence[Address], wanted: Sequence[str], interval: float, as_json: bool) -> None:
     """Tell again and again, in place if on a terminal, until Ctrl-C."""
     in_place = sys.stdout.isatty() and not as_json
     with commands.interruption() as stop:
-        servers = [_Server(where) for where in addresses]
+        servers = [_Server(where, wanted) for where in addresses]
         try:
             while not stop.is_set():
                 told: dict[str, Any] = {}
@@ -86,8 +86,9 @@ def _watch(addresses: Sequence[Address], interval: float, as_json: bool) -> None
 class _Server:
     """A server that is asked, perhaps several times; between two times the connection is kept."""
 
-    def __init__(self, where: Address) -> None:
+    def __init__(self, where: Address, wanted: Sequence[str]) -> None:
         self._where = where
+        self._wanted = wanted  # storages; none: all
         self._client: commands.Client | None = None
         self._last: dict[str, Any] | None = None
         self._names: tuple[str, ...] = ()
@@ -112,10 +113,18 @@ class _Server:
         return now
 
     def _figures(self) -> dict[str, Any]:
+        told = self._all_figures()
+        if self._wanted:
+            told['storages'] = {name: told['storages'][name] for name in self._wanted}
+        return told
+
+    def _all_figures(self) -> dict[str, Any]:
         """What a server tells about itself; of another make it tells less."""
         try:
             if self._client is None:
                 self._names = tuple(probe(self._where, commands.PATIENCE))
+                for name in self._wanted:
+                    commands.check_storage(self._where, name, self._names)
                 # Read only: that is served in any case, and cannot do any harm.
                 self._client = commands.connect(self._where, self._names[0], PROGRAM, read_only=True)
             figures = self._client.figures()
@@ -216,6 +225,8 @@ def _parser() -> commands.Parser:
     parser.add_argument('addresses', nargs='*', metavar='ADDRESS', type=commands.address, help=(
         'of a server: host:port, :port for this machine, or the path of a socket file'))
     parser.add_server_options()
+    parser.add_argument('-S', '--storage', dest='storages', action='append', default=[], metavar='NAME', help=(
+        'show only this storage; repeatable (default: all)'))
     how = parser.add_argument_group('how to show it')
     how.add_argument('--json', action='store_true', help='for programs; with --watch, one line each time')
     how.add_argument('--watch', action='store_true', help='refresh in place until Ctrl-C')
