@@ -105,6 +105,7 @@ def test_a_holder_is_told_that_its_time_is_up() -> None:
     lock, waiter = CommitLock(limit=.01), Waiter()
     lock.start()
     lock.acquire(waiter)
+    lock.wait_for_client(waiter)
     assert waiter.has_expired.wait(PATIENCE)
     assert lock.holder is waiter  # until it releases
     lock.release(waiter)
@@ -116,9 +117,11 @@ def test_each_holder_has_its_own_time_also_who_was_waiting() -> None:
     lock.start()
     lock.acquire(first)
     lock.acquire(second)
+    lock.wait_for_client(first)
     assert first.has_expired.wait(PATIENCE)
     assert not second.has_expired.is_set()
     lock.release(first)
+    lock.wait_for_client(second)
     assert second.has_expired.wait(PATIENCE)
     lock.release(second)
     lock.close()
@@ -130,6 +133,7 @@ def test_the_clock_goes_on_after_a_rest() -> None:
     for _ in range(3):
         waiter = Waiter()
         lock.acquire(waiter)
+        lock.wait_for_client(waiter)
         assert waiter.has_expired.wait(PATIENCE)
         lock.release(waiter)
     lock.close()
@@ -145,6 +149,7 @@ def test_a_holder_that_cannot_be_told_does_not_stop_the_clock() -> None:
     lock.start()
     for waiter in (failing, next_one):
         lock.acquire(waiter)
+        lock.wait_for_client(waiter)
         assert waiter.has_expired.wait(PATIENCE)
         lock.release(waiter)
     assert lock.clock_is_alive is True
@@ -152,10 +157,26 @@ def test_a_holder_that_cannot_be_told_does_not_stop_the_clock() -> None:
     assert lock.clock_is_alive is False
 
 
+def test_the_time_that_the_server_works_for_the_holder_does_not_count() -> None:
+    lock, working, waiting = CommitLock(limit=.01), Waiter('working'), Waiter('waiting')
+    lock.start()
+    lock.acquire(waiting)
+    lock.wait_for_client(waiting)
+    assert waiting.has_expired.wait(PATIENCE)  # so the clock runs
+    lock.acquire(working)
+    lock.release(waiting)
+    lock.wait_for_client(waiting)  # too late, it has nothing to wait for
+    assert not working.has_expired.wait(.1)
+    lock.wait_for_client(working)
+    assert working.has_expired.wait(PATIENCE)
+    lock.close()
+
+
 def test_who_releases_in_time_is_not_told() -> None:
     lock, waiter = CommitLock(limit=PATIENCE), Waiter()
     lock.start()
     lock.acquire(waiter)
+    lock.wait_for_client(waiter)
     lock.release(waiter)
     lock.close()
     assert not waiter.has_expired.is_set()

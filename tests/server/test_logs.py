@@ -1,6 +1,9 @@
 """zeo.server.logs: where the log goes, and how it is reopened."""
 
+import errno
+import io
 import logging
+import os
 import re
 
 import pytest
@@ -115,3 +118,26 @@ def test_of_many_warnings_one_is_logged_and_later_the_number_of_the_others(caplo
         seldom.warning('%s: bad', number)
     assert [record.getMessage() for record in caplog.records] == [
         '0: bad', '6: bad (and 5 more of such kind before)']
+
+
+class Full(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_could_not_be_written_is_told_once_and_counted(tmp_path, capsys):
+    path = tmp_path / 'log'
+    log_file = logs.set_up(str(path), debug=False)
+    logger = logging.getLogger('zeo')
+    for _ in range(2):  # it may happen again
+        file = log_file.setStream(Full())
+        for number in range(3):
+            logger.info('lost %d', number)
+        log_file.setStream(file)
+        logger.info('there is room again')
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f'zeo.start: cannot write the log file {path}: [Errno 28] No space left on device'] * 2
+    written = [line.split(': ', 1)[1] for line in path.read_text().splitlines()]
+    assert written == ['there is room again', '3 lines could not be written'] * 2

@@ -482,7 +482,7 @@ def test_loss_while_finishing_completes_it_with_all_announcements(
 def test_a_transaction_that_takes_too_long_is_aborted_and_its_client_hung_up(
         serve: Serve, connect: Connect) -> None:
     """Other than in ZEO 6.2, where the lock stayed with the connection that was closed."""
-    served = serve(transaction_timeout=.05)
+    served = serve(transaction_timeout=.5)
     peer, other = connect(served), connect(served)
     peer.begin(1, NEW)
     peer.call('vote', 1)
@@ -530,19 +530,23 @@ def test_time_that_was_up_a_moment_too_late_harms_nobody(served: Served, peer: S
     assert not peer.hung_up
 
 
-def test_time_that_is_up_while_voting_ends_it_after_the_vote(
-        served: Served, peer: SessionPeer, connect: Connect) -> None:
-    with served.packing:
-        served.storage.gates['voting'].shut()
-        peer.begin(1, NEW)
-        peer.ask('vote', 1)
-        served.storage.gates['voting'].wait_until_reached()
-        assert peer.session._transaction is not None
-        peer.session._transaction.expired()
-        assert peer.hung_up
-        served.storage.gates['voting'].open()
-    until(lambda: is_as_before(served), 'the vote has ended')
-    assert can_commit(served, connect)
+def test_the_time_that_the_vote_itself_takes_does_not_count(serve: Serve, connect: Connect) -> None:
+    served = serve(transaction_timeout=.05)
+    peer, other = connect(served), connect(served)
+    other.begin(1, (oid(2), z64, b'two'))
+    other.call('vote', 1)
+    other.wait_for_end()  # the clock runs
+    served.storage.gates['voting'].shut()
+    peer.begin(1, NEW)
+    vote = in_thread(peer.call, 'vote', 1)
+    served.storage.gates['voting'].wait_until_reached()
+    assert peer.session._transaction is not None
+    peer.session._transaction.expired()
+    assert not threading.Event().wait(.2) and not peer.hung_up
+    served.storage.gates['voting'].open()
+    assert vote.result(PATIENCE) == []
+    peer.wait_for_end()  # now it does
+    until(lambda: is_as_before(served), 'it is aborted')
 
 
 @pytest.mark.parametrize('winner', ['finish', 'time'])
@@ -795,6 +799,25 @@ def test_a_full_disk_is_reported_at_vote_and_the_connection_stays(
         peer.call('vote', 1)
     assert is_as_before(served) and served.storage.calls == []
     peer.call('tpc_abort', 1)
+    peer.commit(oid(1), b'record')
+
+
+@pytest.mark.parametrize('error, surprise', [
+    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), False), (ArithmeticError('strange'), True)])
+def test_a_full_disk_at_vote_is_one_line_in_the_log_and_a_surprise_shows_where(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+        error: Exception, surprise: bool) -> None:
+    def failing(*_: Any) -> None:
+        raise error
+
+    peer.begin(1, NEW)
+    with monkeypatch.context() as patched:
+        patched.setattr(served.storage, 'store', failing, raising=False)
+        with pytest.raises(ServerException, match='strange' if surprise else 'No space left'):
+            peer.call('vote', 1)
+    [record] = [record for record in caplog.records if record.levelname == 'ERROR']
+    assert 'the client: vote failed: ' in record.getMessage() and bool(record.exc_info) is surprise
+    assert surprise or 'No space left' in record.getMessage()
     peer.commit(oid(1), b'record')
 
 

@@ -23,14 +23,16 @@ class Waiter(Protocol):
         """
 
     def expired(self) -> None:
-        """You have held the lock longer than the limit.  Called by the lock's own thread."""
+        """Your client has let you wait longer than the limit.  Called by the lock's own thread."""
 
 
 class CommitLock:
     """A FIFO lock that is held across a client's round trip.
 
-    ``limit`` is how long in seconds it may be held before the holder is told that it expired; None for
-    no limit.  What the holder does about it is its own affair; the lock is free when it is released.
+    ``limit`` is how long in seconds a client may let the holder wait before the holder is told that this
+    expired; None for no limit.  What the server does itself for the holder does not count: that takes
+    longer on a slow disk, and no client can help it.  What the holder does about it is its own affair;
+    the lock is free when it is released.
     """
 
     def __init__(self, limit: float | None = None, name: str = '') -> None:
@@ -38,10 +40,10 @@ class CommitLock:
         self._mutex = threading.Lock()
         self._holder: Waiter | None = None
         self._since: float | None = None  # time.time() of the grant
-        self._deadline = 0.0  # time.monotonic()
+        self._deadline: float | None = None  # time.monotonic(); None: the server works for the holder
         self._queue: deque[Waiter] = deque()
         self._limit = limit
-        self._grants = 0  # tells one grant to the same waiter from the next
+        self._waits = 0  # tells one wait for a client from the next
         # Notified when a resting clock has something to watch, or is to end.
         self._wake = threading.Condition(self._mutex)
         self._resting = False
@@ -72,6 +74,18 @@ class CommitLock:
                 return False
             return True
 
+    def wait_for_client(self, holder: Waiter) -> None:
+        """From now on it is up to the holder's client, whose time begins; nothing if it was released."""
+        if self._limit is None:
+            return
+        with self._mutex:
+            if self._holder is holder:
+                self._waits += 1
+                self._deadline = time.monotonic() + self._limit
+                if self._resting:
+                    self._resting = False
+                    self._wake.notify()
+
     def release(self, holder: Waiter) -> None:
         """Give the lock back; it goes to the first in the queue who still wants it."""
         while True:
@@ -89,12 +103,7 @@ class CommitLock:
     def _grant(self, waiter: Waiter) -> None:
         self._holder = waiter
         self._since = time.time()
-        self._grants += 1
-        if self._limit is not None:
-            self._deadline = time.monotonic() + self._limit
-            if self._resting:
-                self._resting = False
-                self._wake.notify()
+        self._deadline = None
 
     # ---- for status -------------------------------------------------------------
 
@@ -134,14 +143,13 @@ class CommitLock:
                 while True:
                     if self._closed:
                         return
-                    left = self._deadline - time.monotonic()
-                    if self._holder is None or self._grants == told:
+                    if self._holder is None or self._deadline is None or self._waits == told:
                         self._resting = True
                         self._wake.wait()
-                    elif left > 0:
-                        self._wake.wait(left)  # a grant meanwhile moves the deadline: look again
+                    elif (left := self._deadline - time.monotonic()) > 0:
+                        self._wake.wait(left)  # a new holder meanwhile moves the deadline: look again
                     else:
-                        holder, told = self._holder, self._grants
+                        holder, told = self._holder, self._waits
                         break
             try:
                 holder.expired()

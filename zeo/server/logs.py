@@ -3,14 +3,17 @@
 Each event is one line: ``TIME LEVEL LOGGER: WHOM IT IS ABOUT: WHAT HAPPENED``.  start.txt has the grammar.
 """
 
+import contextlib
 import logging
 import math
+import sys
 import threading
 import time
 from typing import Protocol
 
 from ZConfig.components.logger.logger import EventLogFactory
 
+from zeo.server.options import PROGRAM
 from zeo.server.options import CannotStart
 
 FORMAT = '%(asctime)s %(levelname)s %(name)s: %(message)s'
@@ -19,8 +22,26 @@ FORMAT = '%(asctime)s %(levelname)s %(name)s: %(message)s'
 class LogFile(logging.FileHandler):
     """Appends to a file; another one of the same name is begun when it is told to `reopen`.
 
-    Log rotation: rename the file, then have it reopened.
+    Log rotation: rename the file, then have it reopened.  While it cannot be written, for want of room as
+    a rule, standard error is told so, once, and the log what it missed, when it goes on.
     """
+
+    _missed = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before = self._missed
+        super().emit(record)
+        if before and self._missed == before:
+            self._missed = 0
+            super().emit(logging.LogRecord(
+                __name__, logging.WARNING, __file__, 0, '%d lines could not be written', (before,), None))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._missed += 1
+        if self._missed == 1:
+            with contextlib.suppress(OSError):
+                print(f'{PROGRAM}: cannot write the log file {self.baseFilename}: {sys.exc_info()[1]}',
+                      file=sys.stderr, flush=True)
 
     def reopen(self) -> None:
         """Go on in a file newly opened; raises `OSError`, and goes on in the old one."""

@@ -36,6 +36,7 @@ from zeo.server.served import Served
 from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
 from zeo.server.transaction import Transaction
+from zeo.server.transaction import log_failure
 from zeo.wire import messages
 from zeo.wire.messages import METHODS
 from zeo.wire.messages import PickledId
@@ -173,7 +174,7 @@ class Session:
 
     def _failed(self, message_id: PickledId, name: str, error: Exception) -> None:
         if not isinstance(error, (POSError, TypeError, ValueError, KeyError)):
-            logger.error('%s: %s failed', self.client, name, exc_info=True)
+            log_failure(self.client, name, error)
         elif not isinstance(error, EXPECTED):
             logger.info('%s: %s was refused: %s', self.client, name, _in_words(error))
         self.outbox.append(messages.error_reply(message_id, error))
@@ -204,7 +205,7 @@ class Session:
                 answer(job())
             except Exception as error:
                 if not isinstance(error, POSError) or answer is _no_answer:
-                    logger.error('%s: %s failed', self.client, name, exc_info=True)
+                    log_failure(self.client, name, error)
                 answer(error=error)
             self.outbox.deliver()
         assert self._served is not None

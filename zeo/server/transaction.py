@@ -64,6 +64,13 @@ class _Asked(enum.Enum):
     TOO_LATE = 'too late'  #: it is being finished or has ended
 
 
+def log_failure(client: str, what: str, error: BaseException) -> None:
+    """What the machine refuses, such as room on its disk, takes one line; a surprise takes a traceback."""
+    surprise = not isinstance(error, OSError)
+    logger.error('%s: %s failed: %s', client, what, 'not foreseen' if surprise else error,
+                 exc_info=error if surprise else None)
+
+
 class Transaction:
     """A transaction in progress; a `zeo.server.commitlock.Waiter`.
 
@@ -193,7 +200,7 @@ class Transaction:
             if isinstance(failure, ConflictError):
                 self._served.statistics.conflicts += 1
             elif not isinstance(failure, POSError):
-                logger.exception('%s: vote failed', self.client)
+                log_failure(self.client, 'vote', failure)
         if error is None and not conflicts:
             self._served.statistics.conflicts_resolved += len(self._reported)
             with self._mutex:
@@ -206,6 +213,7 @@ class Transaction:
                     reported = list(self._reported)
                     answer((reported, tid) if self._tell_tid else reported)
             if voted:
+                self._served.lock.wait_for_client(self)
                 self._outbox.deliver()
                 return
         self._abort_storage()
@@ -380,14 +388,13 @@ class Transaction:
         self._settled.wait()
 
     def expired(self) -> None:
-        """The commit lock was held too long: abort, release it, and end the connection."""
-        asked = self._ask_to_abort(_no_answer, {State.VOTING, State.VOTED})
-        if asked is _Asked.TOO_LATE:
+        """The client has not gone on after the vote: abort, release the lock, and end the connection."""
+        asked = self._ask_to_abort(_no_answer, {State.VOTED})
+        if asked is not _Asked.CLAIMED:
             return  # it is being finished, or was released a moment ago
         logger.warning('%s: the transaction took too long and is aborted; the client is'
                        ' disconnected', self.client)
-        if asked is _Asked.CLAIMED:
-            self._abort_claimed()
+        self._abort_claimed()
         self._on_expired()
 
     def _ask_to_abort(self, answer: Answer, among: Container[State] = frozenset(State)) -> '_Asked':
