@@ -643,3 +643,9 @@ def test_the_ready_line_has_one_form():
     assert line == f'ready on 127.0.0.1:1, [::]:2; {served}'
     assert start.ready_line(['sock'], {}) == f'ready on {os.getcwd()}/sock; storages: '
     close_all(opened)
+
+
+def test_a_plain_start_does_not_wait_for_what_only_others_need():
+    code = 'import sys, zeo.start; print(*{"ZConfig", "subprocess", "ssl"} & set(sys.modules))'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == '\n'

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from zeo.server import addresses
-from zeo.server import daemon
 from zeo.server import logs
 from zeo.server import privileges
 from zeo.server import servicemanager
@@ -49,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.update(options.environment)
             number = pid_file(options, os.environ)
             assert number is not None
+            from zeo.server import daemon  # takes a while, and few need it
             print(daemon.start(arguments, options, number))
         else:
             run(options)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import ZConfig
+import ZODB.config
 from ZConfig.cfgparser import ZConfigParser
 from ZConfig.loader import ConfigLoader
 from ZConfig.matcher import SchemaMatcher
@@ -50,6 +51,11 @@ class StorageSection:
     kind: str  #: such as ``filestorage``
     place: str  #: ``FILE:LINE`` of its beginning
     factory: Any  #: its ``open()`` returns the storage
+
+    @property
+    def file(self) -> Any:
+        """The values of a ``<filestorage>``; None for other kinds."""
+        return self.factory.config if isinstance(self.factory, ZODB.config.FileStorage) else None
 
     def __str__(self) -> str:
         return f'{self.place}: <{self.kind} {self.name}>'

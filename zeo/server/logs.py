@@ -9,12 +9,14 @@ import math
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 from typing import Protocol
-
-from ZConfig.components.logger.logger import EventLogFactory
 
 from zeo.server.options import PROGRAM
 from zeo.server.options import CannotStart
+
+if TYPE_CHECKING:
+    from ZConfig.components.logger.logger import EventLogFactory
 
 FORMAT = '%(asctime)s %(levelname)s %(name)s: %(message)s'
 
@@ -92,7 +94,7 @@ class Log(Protocol):
         """Raises `OSError`."""
 
 
-def set_up(log: str | EventLogFactory | None, debug: bool) -> Log | None:
+def set_up(log: 'str | EventLogFactory | None', debug: bool) -> Log | None:
     """Send the log of the whole process to standard error, to a file, or where ``<eventlog>`` says.
 
     Returns None if there is nothing to reopen.
@@ -100,7 +102,7 @@ def set_up(log: str | EventLogFactory | None, debug: bool) -> Log | None:
     # Says in three lines what we say in one.
     logging.getLogger('zc.lockfile').setLevel(logging.CRITICAL)
     level = logging.DEBUG if debug else logging.INFO
-    if isinstance(log, EventLogFactory):
+    if log is not None and not isinstance(log, str):
         try:
             root = log()
         except OSError as error:

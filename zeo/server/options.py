@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import fields
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import NoReturn
 
-from ZConfig.components.logger.logger import EventLogFactory
-
-from zeo.server import configuration
 from zeo.server import values
-from zeo.server.configuration import StorageSection
 from zeo.server.values import StorageName
 from zeo.version import __version__
+
+if TYPE_CHECKING:
+    from ZConfig.components.logger.logger import EventLogFactory
+
+    from zeo.server.configuration import StorageSection
 
 PROGRAM = 'zeo.start'
 
@@ -44,12 +46,12 @@ class Options:
     addresses: tuple[tuple[str, int] | str, ...]
     socket_mode: int = values.DEFAULT_SOCKET_MODE
     file: str | None = None  #: as given; see `data_file`
-    storages: tuple[StorageName | StorageSection, ...] = ()
+    storages: 'tuple[StorageName | StorageSection, ...]' = ()
     blob_dir: str | None = None  #: as given; see `blob_folder`
     environment: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
     pid_file: str | None = None  #: as given; see `pid_file`
-    log: str | EventLogFactory | None = None
+    log: 'str | EventLogFactory | None' = None
     profile: str | None = None
     debug: bool = False
     read_only: bool = False
@@ -120,6 +122,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
     parser.set_defaults(addresses=(), sections=(), notices=(), runner={})
     if found.configuration is not None:
+        from zeo.server import configuration  # takes a while, and few need it
         os.environ.update(environment)
         try:
             parser.set_defaults(**configuration.read(found.configuration))

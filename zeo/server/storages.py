@@ -15,21 +15,23 @@ import sys
 from collections.abc import Callable
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 from typing import Any
 
 from ZODB.blob import LAYOUT_MARKER
 from ZODB.blob import FilesystemHelper
-from ZODB.config import FileStorage as FileStorageSection
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import packed_version
 from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import StorageError
 from zc.lockfile import LockError
 
-from zeo.server.configuration import StorageSection
 from zeo.server.options import CannotStart
 from zeo.server.privileges import may_serve
 from zeo.server.values import StorageName
+
+if TYPE_CHECKING:
+    from zeo.server.configuration import StorageSection
 
 logger = logging.getLogger(__name__)
 
@@ -140,21 +142,21 @@ class _blaming:
                 f'{self.name} {self.what}: {_short(error)} (-D shows where)') from None
 
 
-def open_section(section: StorageSection) -> Any:
+def open_section(section: 'StorageSection') -> Any:
     """The storage of a section of the configuration file."""
     try:
         return section.factory.open()
     except Exception as error:
         logger.debug('%s: cannot be opened', section, exc_info=True)
-        if isinstance(section.factory, FileStorageSection):
-            file = section.factory.config
+        file = section.file
+        if file is not None:
             why = _why(error, os.path.abspath(file.path), bool(file.read_only))
         else:
             why = f'{_short(error)} (-D shows where)'
         raise CannotStart(f'{section}: {why}') from None
 
 
-def look_for(source: StorageName | StorageSection) -> str | None:
+def look_for(source: 'StorageName | StorageSection') -> str | None:
     """What keeps a storage from being opened, as far as can be seen without opening or importing it."""
     if isinstance(source, StorageName):
         try:
@@ -163,8 +165,8 @@ def look_for(source: StorageName | StorageSection) -> str | None:
         except CannotStart as error:
             return str(error)
         return None
-    if isinstance(source.factory, FileStorageSection):
-        file = source.factory.config
+    file = source.file
+    if file is not None:
         if problem := look_for_file(os.path.abspath(file.path), bool(file.read_only)):
             return f'{source}: {problem}'
     return None
@@ -251,7 +253,7 @@ def open_all(openers: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     return storages
 
 
-def openers(sources: Sequence[StorageName | StorageSection]) -> dict[str, Callable[[], Any]]:
+def openers(sources: 'Sequence[StorageName | StorageSection]') -> dict[str, Callable[[], Any]]:
     """For each ``-S`` and each section, how to open it."""
     return {source.name: functools.partial(open_named, source) if isinstance(source, StorageName)
             else functools.partial(open_section, source) for source in sources}
