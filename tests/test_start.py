@@ -369,6 +369,20 @@ def test_checking_opens_and_makes_nothing(folder, capfd, monkeypatch, words, sta
     assert {path.name for path in folder.iterdir()} == {'fails.py', 'zeo.conf'}
 
 
+def test_checking_finds_users_and_folders_that_are_not_there(folder, capfd, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv('INSTANCE_HOME', raising=False)
+    (folder / 'zeo.conf').write_text(
+        '<zeo>\naddress ./no/sock\nuser no-such-user\npid-file no/pid\n</zeo>\n<mappingstorage/>\n')
+    assert start.main(['--check', '-C', 'zeo.conf', '--log=no/log']) == 2
+    user, address, pid, log = capfd.readouterr().err.splitlines()
+    assert user.startswith("zeo.start: zeo.conf:3: there is no user 'no-such-user'; give the name or the number")
+    problem = f'the folder {folder}/no does not exist; create it, or choose another one'
+    assert address == f'zeo.start: zeo.conf:2: ./no/sock: {problem}'
+    assert pid == f'zeo.start: zeo.conf:4: {folder}/no/pid: {problem}'
+    assert log == f'zeo.start: no/log: {problem}'
+
+
 def test_a_pid_file_of_another_process_is_left_alone(run, folder):
     server = run('--pid-file', 'pid')
     server.ready()

@@ -64,17 +64,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(options: Options) -> int:
     """Tell what is wrong with what the options name, as far as can be seen without opening anything."""
     os.environ.update(options.environment)
-    file = data_file(options, os.environ)
-    if file is not None:
-        problems = [storages.look_for_file(file, options.read_only)]
-    else:
-        problems = [storages.look_for(source) for source in options.storages]
-    for text in (*options.notices, *filter(None, problems)):
+    problems = list(_problems(options))
+    for text in (*options.notices, *problems):
         print(f'{PROGRAM}: {text}', file=sys.stderr)
-    if any(problems):
+    if problems:
         return 2
     print(f'{options.configuration or "the command line"}: nothing wrong was found')
     return 0
+
+
+def _problems(options: Options) -> Iterator[str]:
+    file = data_file(options, os.environ)
+    if file is None:
+        yield from filter(None, map(storages.look_for, options.storages))
+    elif problem := storages.look_for_file(file, options.read_only):
+        yield problem
+
+    def at(name: str) -> str:
+        return f'{options.places[name]}: ' if name in options.places else ''
+
+    if options.user is not None:
+        try:
+            privileges.find_user(options.user)
+        except CannotStart as error:
+            yield f'{at("user")}{error}'
+    made: list[tuple[str, Any]] = [('addresses', path) for path in options.addresses]
+    made += [('pid_file', pid_file(options, os.environ)), ('log', options.log), ('profile', options.profile)]
+    for name, path in made:
+        if isinstance(path, str) and not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
+            yield f'{at(name)}{path}: the folder {folder} does not exist; create it, or choose another one'
 
 
 def run(options: Options) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import ZConfig
 import ZEO
 
 from zeo.server import configuration
@@ -15,6 +17,9 @@ from zeo.server.options import pid_file
 from zeo.server.storages import look_for
 from zeo.server.storages import open_section
 from zeo.server.values import StorageName
+
+#: What ZEO's server understands.
+ZEOS = ZConfig.loadSchema(os.path.join(os.path.dirname(ZEO.__file__), 'schema.xml'))
 
 STORAGE = '<mappingstorage main/>\n'
 ZEO_SECTION = '<zeo>\n  address 9999\n</zeo>\n'
@@ -145,7 +150,8 @@ def test_a_file_may_include_another_where_mistakes_are_found_too(capsys):
 # A file of ZEO's
 
 def test_a_file_of_zeos_server_is_understood_and_what_has_no_meaning_is_told():
-    options = asks('''
+    Path('python').touch()
+    text = '''
 %define INSTANCE .
 <zeo>
   address 8100
@@ -177,12 +183,14 @@ def test_a_file_of_zeos_server_is_understood_and_what_has_no_meaning_is_told():
   directory $INSTANCE
   default-to-interactive true
   user zope
-  python /usr/bin/python
-  zdrun /usr/bin/zdrun.py
+  python $INSTANCE/python
+  zdrun $INSTANCE/python
   logfile $INSTANCE/zeo.log
   <eventlog/>
 </runner>
-''')
+'''
+    ZConfig.loadConfigFile(ZEOS, StringIO(text))  # it is one of ZEO's
+    options = asks(text)
     assert options.addresses == (('', 8100),)
     assert options.pid_file == './ZEO.pid' and options.user == 'zope'
     assert options.transaction_timeout == 300 and options.invalidation_age == 1000.5
@@ -201,17 +209,14 @@ def keys(schema, kind):
 
 
 def test_no_key_of_zeos_schema_and_of_zdaemons_is_unknown():
-    from ZConfig import loadSchema
-    theirs = loadSchema(os.path.join(os.path.dirname(ZEO.__file__), 'schema.xml'))
-    ours = loadSchema(str(configuration.SCHEMA))
+    ours = ZConfig.loadSchema(str(configuration.SCHEMA))
     for kind in 'zeo', 'runner':
-        assert keys(theirs, kind) - {'ssl'} <= keys(ours, kind)
+        assert keys(ZEOS, kind) - {'ssl'} <= keys(ours, kind)
     assert {'zeo', 'runner', 'eventlog'} <= set(ours.gettypenames())
 
 
 def test_all_that_has_no_meaning_is_in_the_schema():
-    from ZConfig import loadSchema
-    ours = loadSchema(str(configuration.SCHEMA))
+    ours = ZConfig.loadSchema(str(configuration.SCHEMA))
     for kind, key in configuration.WITHOUT_MEANING:
         assert key in keys(ours, kind) or (kind, key) == ('runner', 'eventlog')
 
@@ -280,6 +285,28 @@ def test_looking_for_a_storage_opens_and_makes_nothing(folder):
     (folder / 'Data.fs').mkdir()
     assert look_for(section) == (
         f'zeo.conf:4: <filestorage 1>: {folder}/Data.fs is a folder; give the name of a file')
+
+
+def test_files_are_looked_for_in_sections_within_sections(folder):
+    [section] = asks(ZEO_SECTION + f'''
+<blobstorage outer>
+    blob-dir blobs
+    <demostorage>
+        <filestorage base>
+            path base.fs
+            read-only true
+        </filestorage>
+    </demostorage>
+</blobstorage>
+''').storages
+    assert look_for(section) == (f'zeo.conf:5: <blobstorage outer>: {folder}/base.fs does not exist; start once'
+                                 ' without --read-only to create it')
+
+
+def test_the_places_of_values_are_known_unless_the_command_line_overrides_them():
+    text = '<zeo>\naddress 1\nuser zope\npid-filename x\n</zeo>\n' + STORAGE
+    assert asks(text).places == {'addresses': 'zeo.conf:2', 'user': 'zeo.conf:3', 'pid_file': 'zeo.conf:4'}
+    assert asks(text, '-u', 'other', '-p', '2').places == {'pid_file': 'zeo.conf:4'}
 
 
 def test_any_error_of_a_section_is_one_line():

@@ -92,7 +92,7 @@ def calls_of_loggers() -> list[tuple[str, ast.Call]]:
     for path in [*(ROOT / 'zeo' / 'server').glob('*.py'), ROOT / 'zeo' / 'StorageServer.py']:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and re.fullmatch(
-                    r'logger\.(log|debug|info|warning|error|exception|critical)|.*strangers\.warning',
+                    r'logger\.(log|debug|info|warning|error|exception|critical)|.*(strangers|warnings)\.warning',
                     ast.unparse(node.func)):
                 found.append((f'{path.name}:{node.lineno}', node))
     return found
@@ -102,7 +102,7 @@ def test_every_line_says_first_whom_it_is_about() -> None:
     wrong = []
     for place, call in calls_of_loggers():
         text = call.args[1 if ast.unparse(call.func) == 'logger.log' else 0]
-        if not (isinstance(text, ast.Constant) and re.match(r'(%s|storage %s): \S', str(text.value))):
+        if not (isinstance(text, ast.Constant) and re.match(r'(%s|%s\.%s|storage %s): \S', str(text.value))):
             wrong.append((place, ast.unparse(text)))
     assert not wrong and len(calls_of_loggers()) > 20
 

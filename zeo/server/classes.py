@@ -37,7 +37,7 @@ def resolving(module: str, name: str) -> type | None:
             return None
         found = vars(importlib.import_module(module)).get(name)
     except (Exception, SystemExit) as error:  # a module may raise anything
-        logger.warning('conflicts of %s.%s cannot be resolved: %s: %s', module, name,
+        logger.warning('%s.%s: conflicts cannot be resolved: %s: %s', module, name,
                        type(error).__name__, error)
         return None
     return found if _resolves(found) else None

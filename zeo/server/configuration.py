@@ -5,6 +5,7 @@ those of them that have no meaning here are told.  Reading opens no storage and 
 """
 
 import os
+from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,10 @@ class StorageSection:
         """The values of a ``<filestorage>``; None for other kinds."""
         return self.factory.config if isinstance(self.factory, ZODB.config.FileStorage) else None
 
+    def files(self) -> Iterator[Any]:
+        """The values of every ``<filestorage>`` that this is, or that is in it, however deep."""
+        yield from _files(self.factory)
+
     def __str__(self) -> str:
         return f'{self.place}: <{self.kind} {self.name}>'
 
@@ -73,6 +78,16 @@ def read(path: str) -> dict[str, Any]:
     except Exception as error:  # of ZConfig, of a file, or of whatever a package of %import does
         raise Mistake(_in_words(error, path, loader)) from None
     return _options(found, loader)
+
+
+def _files(factory: Any) -> Iterator[Any]:
+    config = getattr(factory, 'config', None)
+    if isinstance(factory, ZODB.config.FileStorage):
+        yield config
+    elif config is not None:
+        for value in (getattr(config, name) for name in config.getSectionAttributes()):
+            for inner in value if isinstance(value, list) else [value]:
+                yield from _files(inner)
 
 
 def _in_words(error: Exception, path: str, loader: '_Loader') -> str:
@@ -113,6 +128,9 @@ def _options(found: Any, loader: '_Loader') -> dict[str, Any]:
     if found.eventlog is not None:
         options['log'] = found.eventlog
     options['sections'] = _sections(found.storages, loader)
+    names = {'address': 'addresses', 'pid-filename': 'pid_file'}
+    options['places'] = {names.get(key, key.replace('-', '_')): place
+                         for kind, key, place in loader.keys if kind in ('zeo', 'runner')}
     options['notices'] = tuple(
         f'{place}: {key} in <{kind}> has no meaning here: {WITHOUT_MEANING[kind, key]}'
         for kind, key, place in loader.keys if (kind, key) in WITHOUT_MEANING)

@@ -126,13 +126,13 @@ class Resolver:
             before = Record(decode(self._load(oid, old)), references)
             return encode(_resolved(before, saved, new))
         except (ConflictError, Unresolvable, POSKeyError) as error:
-            logger.debug('a conflict on %s is not resolved: %s', class_name, error)
+            logger.debug('%s: a conflict is not resolved: %s', class_name, error)
         except Exception as error:
             # Of the application's class, as a rule.  A client need not be told more than that there is a
             # conflict, since it can start again.
-            self._warnings.warning('a conflict on %s cannot be resolved: %s: %s', class_name,
+            self._warnings.warning('%s: a conflict cannot be resolved: %s: %s', class_name,
                                    type(error).__name__, error)
-            logger.debug('where it failed', exc_info=True)
+            logger.debug('%s: where it failed', class_name, exc_info=True)
         conflict = ConflictError(oid=oid, serials=(committed, old))
         conflict.class_name = class_name
         raise conflict

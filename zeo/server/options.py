@@ -60,6 +60,7 @@ class Options:
     invalidation_age: float | None = None  #: seconds; None: as many as the queue holds
     client_conflict_resolution: bool = False
     configuration: str | None = None  #: the file, as given
+    places: Mapping[str, str] = field(default_factory=dict)  #: ``FILE:LINE`` of values that are from there
     notices: tuple[str, ...] = ()  #: what the configuration file has that has no meaning here
     runner: Mapping[str, Any] = field(default_factory=dict)  #: keys of <runner>, for zdaemon
     daemon: bool = False
@@ -120,14 +121,15 @@ def parse(arguments: Sequence[str]) -> Options:
         else:
             files.append(word)
 
-    parser.set_defaults(addresses=(), sections=(), notices=(), runner={})
+    stated: dict[str, Any] = {'addresses': (), 'sections': (), 'places': {}}
     if found.configuration is not None:
         from zeo.server import configuration  # takes a while, and few need it
         os.environ.update(environment)
         try:
-            parser.set_defaults(**configuration.read(found.configuration))
+            stated |= configuration.read(found.configuration)
         except configuration.Mistake as mistake:
             parser.exit(2, f'{PROGRAM}: {mistake}\n')
+    parser.set_defaults(**stated)
     found = parser.parse_intermixed_args(arguments)  # once more: what the file says are the defaults now
 
     if found.host is not None and found.port is None:
@@ -158,12 +160,16 @@ def parse(arguments: Sequence[str]) -> Options:
     if found.daemon and not found.debug and found.log is None:
         parser.error('-d leaves the terminal; say with --log which file the log goes to')
 
+    given = {'addresses'} if addresses else set()
+    places = {name: place for name, place in stated['places'].items()
+              if name not in given and getattr(found, name, None) == stated.get(name)}
     return Options(**{field.name: getattr(found, field.name) for field in fields(Options)
                       if hasattr(found, field.name)} | {
         'addresses': tuple(addresses or found.addresses),
         'storages': tuple(storages),
         'file': files[0] if files else None,
         'environment': environment,
+        'places': places,
         'transaction_timeout': found.transaction_timeout or None,
         'daemon': found.daemon and not found.debug,
     })

@@ -165,8 +165,7 @@ def look_for(source: 'StorageName | StorageSection') -> str | None:
         except CannotStart as error:
             return str(error)
         return None
-    file = source.file
-    if file is not None:
+    for file in source.files():
         if problem := look_for_file(os.path.abspath(file.path), bool(file.read_only)):
             return f'{source}: {problem}'
     return None
