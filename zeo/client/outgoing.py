@@ -11,8 +11,9 @@ from threading import Lock
 
 from zeo.wire.framing import Frame
 
-#: One-way messages are put together until there are so many bytes of them.
-POSTED_UP_TO = 256 * 1024
+#: One-way messages are put together until there are so many bytes of them.  With more, the server would
+#: have nothing to do for longer than the system calls take that are saved.
+POSTED_UP_TO = 16 * 1024
 
 #: Messages of so many bytes are not put together with others.
 LARGE = 64 * 1024
@@ -82,9 +83,10 @@ class Outgoing:
 
     def _transmit(self, frame: Frame) -> None:
         if self._posted:
-            parts = self._posted
-            parts += frame
-            frame = (b''.join(parts),) if self._size <= 2 * POSTED_UP_TO else tuple(parts)
+            if sum(map(len, frame)) < LARGE:
+                frame = (b''.join((*self._posted, *frame)),)
+            else:
+                frame = (b''.join(self._posted), *frame)
             self._posted = []
             self._size = 0
         try:
