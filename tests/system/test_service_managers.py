@@ -224,6 +224,7 @@ def test_systemd_finds_nothing_wrong_with_the_examples(folder):
 # ---- supervisord
 
 def test_supervisord_starts_restarts_and_stops_it(run, folder):
+    pytest.importorskip('supervisor')
     program = example('zeo.ini').replace('/srv/zeo/bin/zeo-start', f'{sys.executable} -m zeo.start')
     program = program.replace('/srv/zeo', str(folder)).replace('user=zope\n', '')
     (folder / 'zeo.ini').write_text(
@@ -262,9 +263,15 @@ def test_it_may_be_the_first_process_of_a_container(run, folder):
     assert (folder / 'ZEO.pid').read_text() == '1\n'
     (folder / 'ZEO.pid').unlink()       # 1 is another process out here
     assert served(folder)
+    check = re.search('test: python -c "(.+)"', example('compose.yaml'))[1]
+    assert "('localhost', 9999)" in check
+    check = check.replace("('localhost', 9999)", repr(str(folder / 'sock')))
+    assert subprocess.run([sys.executable, '-c', check], env=ENVIRONMENT, timeout=PATIENCE).returncode == 0
     [server] = Path(f'/proc/{first.pid}/task/{first.pid}/children').read_text().split()
     os.kill(int(server), signal.SIGTERM)
     assert first.wait(PATIENCE) == 0
+    assert subprocess.run([sys.executable, '-c', check], env=ENVIRONMENT, timeout=PATIENCE,
+                          stderr=subprocess.DEVNULL).returncode == 1
 
 
 # ---- logrotate
