@@ -59,5 +59,5 @@ def test_the_section_runner_says_how_zdaemon_is_to_behave(folder):
 
 def test_without_zdaemon_it_is_said_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, 'zdaemon', None)
-    with pytest.raises(CannotStart, match=r"^-d needs zdaemon, .*; pip install 'threaded-zeo\[daemon\]', or"):
+    with pytest.raises(CannotStart, match=r'^-d needs zdaemon, .*; install it \(pip install zdaemon\), or stay'):
         daemon.start([], parse(['-p', '1']), 'ZEO.pid')

@@ -30,8 +30,8 @@ def start(arguments: Sequence[str], options: Options, pid_file: str) -> str:
     Raises `CannotStart`; then nothing goes on in the background.
     """
     if importlib.util.find_spec('zdaemon') is None:
-        raise CannotStart("-d needs zdaemon, which is not installed here; pip install 'threaded-zeo[daemon]',"
-                          ' or stay in the foreground (-s)')
+        raise CannotStart('-d needs zdaemon, which is not installed here; install it (pip install zdaemon), or'
+                          ' stay in the foreground (-s)')
     control = os.path.abspath(str(options.runner.get('socket_name', pid_file.removesuffix('.pid') + '.zdsock')))
     if _say(control, 'status') is not None:
         raise CannotStart(f'there is a server in the background already, with {control}; stop it first, or'
