@@ -78,6 +78,12 @@ def test_zeo_reads_an_invalidation(tid: bytes, oids: list[bytes]) -> None:
         0, True, 'invalidateTransaction', (tid, oids))
 
 
+@given(st.integers(0), st.integers(0))
+def test_zeo_reads_sizes(length: int, size: int) -> None:
+    assert decode_as_client(payload(messages.info_notice(length, size))) == (
+        0, True, 'info', ({'length': length, 'size': size},))
+
+
 @given(requests, texts, st.lists(plain, max_size=3))
 def test_zeo_reads_any_request_and_any_notice(message_id: int, name: str, args: list[Any]) -> None:
     assert decode_as_server(payload(messages.request(message_id, name, args))) == (
@@ -166,7 +172,8 @@ def generic_from_server(data: bytes | bytearray) -> Any:
 
 
 def short_from_client(data: bytes | bytearray) -> Any:
-    found = messages._load_of(data) or messages._store_of(data) or messages._upload_of(data)
+    found = (messages._load_of(data) or messages._commit_of(data) or messages._store_of(data)
+             or messages._upload_of(data))
     return found and (value_of(found[0]), *found[1:3], without_views(found[3]))
 
 
@@ -193,6 +200,10 @@ FROM_CLIENT = {
     'load of ZEO': (b'', encode_as_client((OID, TID), False, 'loadBefore', (OID, TID))),
     'short load of ZEO': (b'', encode_as_client(7, False, 'loadBefore', (OID, TID))),
     'other load of ZEO': (b'', encode_as_client(300, False, 'loadBefore', (OID, TID))),
+    'vote': messages.request(300, 'vote', (1234567,)),
+    'vote of zeo': messages.request(300, 'vote', (1234567, True)),
+    'finish': messages.request(70_000, 'tpc_finish', (1234567,)),
+    'abort': messages.request(300, 'tpc_abort', (-1234567,)),
     'store': messages.store_notice(OID, TID, b'record' * 3, 1234567),
     'long store': messages.store_notice(OID, TID, b'record' * 50, 7),
     'store of ZEO': (b'', encode_as_client(0, True, 'storea', (OID, TID, b'record', 0x7f0012345678))),
@@ -209,6 +220,7 @@ FROM_SERVER = {
     'record reply': messages.reply(b'K\x07', b'record' * 50),
     'empty reply': messages.reply(b'J\x07\x01\0\0', None),
     'vote reply': messages.reply(b'J\x07\x01\0\0', []),
+    'vote reply of zeo': messages.reply(b'J\x07\x01\0\0', ([], TID)),
     'download': messages.blob_chunk_notice(OID, TID, b'piece' * 3),
     'long download': messages.blob_chunk_notice(OID, TID, b'piece' * 60),
     'download of ZEO': (b'', encode_as_server(0, True, 'receiveBlobChunk', (OID, TID, b'piece' * 60))),

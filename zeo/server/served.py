@@ -166,7 +166,7 @@ class Served:
     def size_notice(self) -> Frame:
         """The ``info`` notice; nothing if the storage cannot tell, for that is no reason to fail."""
         try:
-            return messages.notice('info', (self.sizes(),))
+            return messages.info_notice(**self.sizes())
         except Exception:
             logger.exception('storage %s: does not tell its size', self.name)
             return ()

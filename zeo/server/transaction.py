@@ -100,7 +100,8 @@ class Transaction:
         # The following belong to whoever votes, then to whoever has claimed the transaction.
         self._vote_answer: Answer = _no_answer
         self._tell_tid = False
-        self._settled = threading.Event()  # set at the end if the client knows the tid
+        self._settled = threading.Lock()  # released at the end if the client knows the tid
+        self._settled.acquire()
         self._changed: dict[bytes, None] = {}  # oids, as a set in order
         self._conflicts: dict[bytes, dict[str, Any]] = {}  # by oid: for the client to resolve
         self._reported: dict[bytes, None] = {}  # oids whose stored state is not what the client sent
@@ -385,7 +386,8 @@ class Transaction:
     def settle(self) -> None:
         """End the transaction unless it is being finished, and wait until it has ended."""
         self.abandon()
-        self._settled.wait()
+        with self._settled:
+            pass
 
     def expired(self) -> None:
         """The client has not gone on after the vote: abort, release the lock, and end the connection."""
@@ -444,7 +446,7 @@ class Transaction:
         if self._tell_tid:
             self._served.told = {tid: each for tid, each in self._served.told.items()
                                  if each is not self}
-            self._settled.set()
+            self._settled.release()
 
 
 _OPERATIONS: dict[str, Callable[..., None]] = {

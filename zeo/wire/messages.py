@@ -119,8 +119,12 @@ def _pickled_plain(value: Any) -> bytes | None:
         return b'%b%b' % (_pickled_bytes_head(len(value)), value)
     if kind is str and value.isascii():
         return _pickled_text(value)
+    if kind is bool:
+        return b'\x88' if value else b'\x89'
     if kind is dict and not value:  # the extension of a transaction
         return b'}'
+    if kind is list and not value:  # what most votes report
+        return b']'
     return None
 
 
@@ -164,6 +168,8 @@ def reply(message_id: PickledId, result: Any) -> Frame:
             return frame(head + _pickled_bytes_head(len(result)), result, _END)
         if type(result) is list and not result:
             return frame(head + b']' + _END)
+        if type(result) is tuple:
+            return frame(head + _pickled_args(result) + _END)
         return frame(head + pickles.dumps(result)[2:-1] + _END)
     except Exception:  # an application's or a storage's objects may raise anything
         return error_reply(message_id, _COULD_NOT_PICKLE)
@@ -188,7 +194,7 @@ FromServer = tuple[int, int, str, Any]
 
 def decode_from_client(data: bytes | bytearray) -> FromClient:
     """Read a client's message; raises `ProtocolError`."""
-    message = _load_of(data) or _store_of(data) or _upload_of(data)
+    message = _load_of(data) or _commit_of(data) or _store_of(data) or _upload_of(data)
     if message is not None:
         return message
     any_id, flag, name, args = _four(pickles.load_from_client(data))
@@ -326,6 +332,8 @@ def _reply_of(data: bytes | bytearray) -> FromServer | None:
         return message_id, 0, REPLY, None
     elif code == 0x5d and data[at:] == b']t.':
         return message_id, 0, REPLY, []
+    elif code == 0x28 and len(data) == at + 15 and data[at:at + 4] == b'(]C\x08' and data[-3:] == b'tt.':
+        return message_id, 0, REPLY, ([], bytes(data[at + 4:-3]))
     else:
         return None
     left = len(data) - end
@@ -341,6 +349,27 @@ def _reply_of(data: bytes | bytearray) -> FromServer | None:
             return message_id, 0, REPLY, (record, tid, end_tid)
     elif left == 2 and data[end:] == _END:
         return message_id, 0, REPLY, bytes(data[at:end])
+    return None
+
+
+#: What asks for a vote or ends a transaction, by its length.  The transaction's id is the argument, or the
+#: first of two.
+_COMMITS = {layout.size: (layout.unpack, head, tail, name, more) for name, head, tail, more, layout in [
+    (name, head, tail, more, Struct(f'<3s5s{len(head)}sBi{len(tail)}s'))
+    for name, head, tail, more in [
+        *((name, b'\x89' + _pickled_text(name), b'\x85' + _END, ())
+          for name in ('vote', 'tpc_finish', 'tpc_abort')),
+        ('vote', b'\x89' + _pickled_text('vote') + b'(', b'\x88t' + _END, (True,))]]}
+assert len(_COMMITS) == 4
+
+
+def _commit_of(data: bytes | bytearray) -> FromClient | None:
+    form = _COMMITS.get(len(data))
+    if form is not None:
+        unpack, head, tail, name, more = form
+        start, message_id, is_it, code, transaction_id, end = unpack(data)
+        if is_it == head and start == _START and message_id[0] == code == 0x4a and end == tail:
+            return message_id, False, name, (transaction_id, *more)
     return None
 
 
@@ -410,6 +439,18 @@ def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
     if len(tid) != 8 or set(map(len, oids)) != {8}:
         return notice('invalidateTransaction', (tid, list(oids)))
     return frame(_IS_INVALIDATION + tid + b'](' + _8, _8.join(oids), _ENDS_INVALIDATION)
+
+
+_IS_INFO = _START + _IS_NOTICE + _pickled_text('info') + b'}(' + _pickled_text('length')
+_SIZE = _pickled_text('size')
+_ENDS_INFO = b'u\x85' + _END
+
+
+def info_notice(length: int, size: int) -> Frame:
+    """``info({'length': length, 'size': size})``."""
+    if type(length) is type(size) is int:
+        return frame(_IS_INFO + _pickled_int(length) + _SIZE, _pickled_int(size), _ENDS_INFO)
+    return notice('info', ({'length': length, 'size': size},))
 
 
 _IS_BLOB_CHUNK = _START + _IS_NOTICE + _pickled_text('receiveBlobChunk') + _8
