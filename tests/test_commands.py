@@ -5,6 +5,7 @@ import configparser
 import importlib
 import io
 import os
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -114,6 +115,16 @@ def test_an_interruption_is_noted_and_ends_nothing(number: signal.Signals) -> No
         os.kill(os.getpid(), number)
         assert asked.wait(10)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize('name', ['backup', 'copy', 'pack', 'status'])
+def test_every_option_is_in_the_readme_and_the_shared_ones_are_everywhere(name: str) -> None:
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    options = {option for action in importlib.import_module(f'zeo.{name}')._parser()._actions
+               for option in action.option_strings}
+    assert {'-p', '--port', '-h', '--host', '-U', '--unix', '-S', '--storage', '--help', '--version'} <= options
+    for option in options - {'--port', '--host', '--unix', '--storage', '--help', '--version'}:
+        assert re.search(rf'(`|\s|\$.*){option}\b', readme), option
 
 
 def test_every_command_is_also_installed_as_a_script() -> None:

@@ -158,7 +158,8 @@ class Session:
     def handle_and_tell(self, payload: bytes | bytearray) -> None:
         """`handle`, and tell the debug log how long it took."""
         message_id, oneway, name, _ = messages.decode_from_client(payload)
-        self._trace.begin(message_id, name[:100])
+        if not messages.is_heartbeat(message_id):
+            self._trace.begin(message_id, name[:100])
         self.handle(payload)
         if oneway or name not in _ANSWERING:
             self._trace.end(message_id, self.client)
