@@ -297,17 +297,20 @@ class Cache:
         """Nothing is set aside any more (that is so before every change)."""
 
     def _put_away(self) -> None:
-        for oid, (data, start, used) in self._aside.items():
-            self._learn(u64(oid), u64(start), OPEN, pack(oid, start, data), min(used, MOST_USED))
+        if self._in_service():
+            number = int.from_bytes
+            self._ledger.learn_unknown(
+                (number(oid), number(start), used if used < MOST_USED else MOST_USED, pack(oid, start, data))
+                for oid, (data, start, used) in self._aside.items())
         self._aside, self._aside_size = {}, 0
 
     @_change
     def _store(self, oid: int, start: int, end: int, content: bytes) -> None:
         self._learn(oid, start, end, content)
 
-    def _learn(self, oid: int, start: int, end: int, content: bytes, used: int = 0) -> None:
+    def _learn(self, oid: int, start: int, end: int, content: bytes) -> None:
         if self._in_service():
-            self._ledger.learn(oid, start, end, content, used)
+            self._ledger.learn(oid, start, end, content)
 
     def invalidate(self, tid: bytes | None, oids: Iterable[bytes]) -> None:
         """End the current revisions of `oids` at `tid`; None: forget them, they ended nobody knows when.

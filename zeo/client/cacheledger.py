@@ -68,21 +68,34 @@ class Ledger:
 
     # What a server says
 
-    def learn(self, oid: int, start: int, end: int, content: bytes, used: int = 0) -> None:
+    def learn(self, oid: int, start: int, end: int, content: bytes) -> None:
         """Keep a revision, if that is news and not too long."""
         index = self.index
         if end == OPEN and index.is_over(oid, start):
             if len(content) <= self.log.room:
-                self._keep(Kind.CURRENT, oid, start, end, content, used)
+                self._keep(Kind.CURRENT, oid, start, end, content)
             return
         found = index.find(oid, start) if index.knows(oid) else None
         if found is None:
             if index.wants(oid, start, end) and len(content) <= self.log.room:
-                self._keep(Kind.CURRENT if end == OPEN else Kind.HISTORIC, oid, start, end, content, used)
+                self._keep(Kind.CURRENT if end == OPEN else Kind.HISTORIC, oid, start, end, content)
         elif found[0] is not Kind.HISTORIC:
             self.confirm(start, [oid])
             if end != OPEN:
                 self.invalidate(end, [oid])
+
+    def learn_unknown(self, revisions: Iterable[tuple[int, int, int, bytes]]) -> None:
+        """Keep current revisions of objects of which nothing is known: oid, start, hits, content (a short one)."""
+        log, hits = self.log, self._used
+        starts, places = self.index.current.starts, self.index.current.places
+        tag = Kind.CURRENT
+        for oid, start, used, content in revisions:
+            if not log.fits(content):
+                self._make_room(content)
+            place = log.append(tag, OPEN, content)
+            hits[(place >> SIZE_BITS) // GRAIN] = used
+            starts[oid] = start
+            places[oid] = place
 
     def invalidate(self, tid: int, oids: Iterable[int]) -> None:
         """See `Index.invalidate`."""
