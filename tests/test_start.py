@@ -383,6 +383,12 @@ def test_checking_finds_users_and_folders_that_are_not_there(folder, capfd, monk
     assert log == f'zeo.start: no/log: {problem}'
 
 
+def test_sockets_that_are_meant_for_another_process_are_not_waited_for(folder):
+    server = Run(['Data.fs'], folder, {'LISTEN_FDS': '1', 'LISTEN_PID': '1', 'INSTANCE_HOME': ''})
+    assert server.status() == 1
+    assert server.log.lines[-1].startswith('zeo.start: no address to listen on: the service manager hands its')
+
+
 def test_a_pid_file_of_another_process_is_left_alone(run, folder):
     server = run('--pid-file', 'pid')
     server.ready()

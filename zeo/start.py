@@ -105,6 +105,9 @@ def run(options: Options) -> None:
     warning = privileges.settle(options.user, lambda: _complaint(options, file))
     log_file = logs.set_up(options.log, options.debug)
     handed_over = servicemanager.sockets(os.environ)
+    if not (handed_over or options.addresses):
+        raise CannotStart('no address to listen on: the service manager hands its sockets to another process'
+                          ' (LISTEN_PID); start the server itself, not a program that starts it')
     signals = Signals()
     with contextlib.ExitStack() as at_end:
         at_end.callback(signals.ignore)
