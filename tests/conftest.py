@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from tests.system import clients
+from tests.system.certificates import Certificates
 from tests.system.servers import Pool, Server
+
+
+@pytest.fixture(scope='session')
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp('certificates'))
 
 
 @pytest.fixture

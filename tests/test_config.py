@@ -10,6 +10,7 @@ import ZConfig
 import ZODB.config
 
 import zeo.config
+from tests.system.certificates import Certificates
 from tests.system.servers import Server, file_storage
 from zeo.ClientStorage import ClientStorage
 
@@ -100,6 +101,15 @@ def test_every_key_is_an_option(opened: Callable[[str], Any]) -> None:
         shared-blob-dir on
         blob-cache-size 3GB
         blob-cache-size-check 20
+        <ssl>
+            certificate client.pem
+            key client.key
+            password-file password
+            password-function secrets.password
+            authenticate ca.pem
+            check-hostname off
+            server-hostname db.example.com
+        </ssl>
         """)
     assert addresses == [('db1', 9999), '/var/run/zeo.sock']
     assert options == {
@@ -108,9 +118,35 @@ def test_every_key_is_an_option(opened: Callable[[str], Any]) -> None:
         'min_disconnect_poll': 1.0, 'max_disconnect_poll': 20.0, 'read_only': True,
         'read_only_fallback': False, 'server_sync': True, 'client_label': 'web', 'start_over': True,
         'blob_dir': '/var/blobs', 'shared_blob_dir': True, 'blob_cache_size': 3 * 1024**3,
-        'blob_cache_size_check': 20}
-    # all there are, but for one that is another's other name
-    assert {'addr', 'wait_for_server_on_startup', *options} == set(inspect.signature(ClientStorage).parameters)
+        'blob_cache_size_check': 20,
+        'ssl': {
+            'certificate': 'client.pem', 'key': 'client.key', 'password_file': 'password',
+            'password_function': 'secrets.password', 'authenticate': 'ca.pem', 'check_hostname': False,
+            'server_hostname': 'db.example.com'}}
+    # all there are, but for two that are said otherwise, too
+    assert {'addr', 'wait_for_server_on_startup', 'ssl_server_hostname', *options} == set(inspect.signature(ClientStorage).parameters)
+
+
+def test_tls_may_be_asked_for_without_saying_more(opened: Callable[[str], Any]) -> None:
+    assert opened('server localhost:9999\n<ssl>\n</ssl>')[1]['ssl'] == {}
+
+
+def test_tls_is_spoken(start_server: Start, certificates: Certificates) -> None:
+    server = start_server(tls_certificate=certificates.server, tls_authenticate=certificates.ca)
+    storage = ZODB.config.storageFromString(f"""
+        %import zeo
+        <clientstorage>
+            server {written(server)}
+            <ssl>
+                certificate {certificates.locked}
+                password-function tests.system.certificates.password
+                authenticate {certificates.ca}
+                server-hostname localhost
+            </ssl>
+        </clientstorage>
+        """)
+    assert storage.is_connected()
+    storage.close()
 
 
 @pytest.mark.parametrize('lines, says', [

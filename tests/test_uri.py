@@ -15,6 +15,7 @@ import zodburi
 import zeo.uri
 from tests.system.servers import ROOT, Server, file_storage
 from zeo.ClientStorage import ClientStorage
+from zeo.wire.certificates import CLIENT_KEYS
 
 Start = Callable[..., Server]
 
@@ -69,6 +70,13 @@ def test_where_the_server_is(opened: Callable[[str], Opened], uri: str, addresse
     ('read_only_fallback=True&client_label=web', {'read_only_fallback': True, 'client_label': 'web'}),
     ('blob_dir=/blobs&shared_blob_dir=t&blob_cache_size_check=20',
      {'blob_dir': '/blobs', 'shared_blob_dir': True, 'blob_cache_size_check': 20}),
+    ('ssl=true', {'ssl': True}),
+    ('ssl=0&ssl_key=unused', {'ssl': False}),
+    ('ssl_certificate=/c.pem&ssl_key=k&ssl_password_file=p&ssl_password_function=m.f&ssl_authenticate=ca',
+     {'ssl': {'certificate': '/c.pem', 'key': 'k', 'password_file': 'p', 'password_function': 'm.f',
+              'authenticate': 'ca'}}),
+    ('ssl=1&ssl_check_hostname=no&ssl_server_hostname=db',
+     {'ssl': {'check_hostname': False, 'server_hostname': 'db'}}),
 ])
 def test_options_have_their_types(opened: Callable[[str], Opened], query: str, options: Any) -> None:
     assert opened(f'tzeo://localhost:1?{query}').options == options
@@ -76,7 +84,8 @@ def test_options_have_their_types(opened: Callable[[str], Opened], query: str, o
 
 
 def test_all_options_of_the_storage_are_known() -> None:
-    assert {'addr', *zeo.uri.OPTIONS} == set(inspect.signature(ClientStorage).parameters)
+    tls = {f'ssl_{name}' for name in CLIENT_KEYS}
+    assert {'addr', *zeo.uri.OPTIONS} == {*inspect.signature(ClientStorage).parameters, *tls}
 
 
 def test_other_options_are_handed_on() -> None:

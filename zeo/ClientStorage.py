@@ -10,12 +10,13 @@ Threads of a client, beside the application's own, which read the socket themsel
 Locks, from the outermost to the innermost; who holds one may take only those below it:
 
 1. the commit lock: from `tpc_begin` to finish or abort, over calls to the server;
-2. sending (`zeo.client.outgoing`): whole frames; never by who has the reading turn;
+2. sending (`zeo.client.outgoing`): whole frames; by who has the reading turn only tried, for what TLS
+   itself has to say;
 3. the reading turn (`zeo.client.channel`): over recv, and over the effects of what was read;
 4. ZODB's own, in what effects call; none of them is held over a call to the server there;
 5. the cache's mutex (`zeo.client.cache`): one look or change; a leaf.
 
-The supervisor's condition and the blob cache's mutex are leaves, too, and not held over any call or send.
+The supervisor's condition, the blob cache's mutex and that of TLS (`zeo.wire.tls`) are leaves, too, and not held over any call or send.
 """
 
 import logging
@@ -52,6 +53,7 @@ from zeo.client.cache import Cache
 from zeo.client.cache import cache_path
 from zeo.client.cache import open_cache
 from zeo.client.channel import Channel
+from zeo.client.dialing import Security
 from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.iteration import Dropped
@@ -145,6 +147,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     ``shared_blob_dir`` it is the folder of the storage itself, which the server and this machine share.
     Without ``blob_dir`` there are no blobs.
 
+    ``ssl``: speak TLS with servers that have a port, and verify who they are: True (their certificates are
+    signed by an authority that this machine trusts), a mapping that says more (`zeo.wire.certificates` has its
+    keys), or an `ssl.SSLContext`.  ``ssl_server_hostname``: the name in their certificates, if it is not that
+    in their address.
+
     ``start_over``: forget the cache if it turns out to be newer than the server, in place of refusing to
     talk to that server.
 
@@ -160,12 +167,19 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                  cache: Cache | str | os.PathLike[str] | None = None, server_sync: bool = False,
                  start_over: bool = False, blob_dir: str | os.PathLike[str] | None = None,
                  shared_blob_dir: bool = False, blob_cache_size: int | None = None,
-                 blob_cache_size_check: int = 10) -> None:
+                 blob_cache_size_check: int = 10, ssl: Any = None,
+                 ssl_server_hostname: str | None = None) -> None:
         if read_only and read_only_fallback:
             raise ValueError('read_only and read_only_fallback exclude each other')
         if shared_blob_dir and blob_dir is None:
             raise ValueError('shared_blob_dir needs a blob_dir')
         addresses = parse_addresses(addr)
+        security = None
+        if ssl is not None:
+            from zeo.wire import certificates  # who does without does not load OpenSSL
+
+            found = certificates.for_client(ssl, ssl_server_hostname)
+            security = None if found is None else Security(*found)
         self._blobs: Blobs | None = None
         self.fshelper: FilesystemHelper | None = None  # tells where files of blobs are
         if blob_dir is not None:
@@ -181,7 +195,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._options = {
             'read_only': self._read_only, 'fallback': bool(read_only_fallback), 'label': client_label,
             'wait_timeout': self._wait_timeout,
-            'min_poll': min_disconnect_poll, 'max_poll': max_disconnect_poll}
+            'min_poll': min_disconnect_poll, 'max_poll': max_disconnect_poll,
+            'security': security}
         self._start_over = start_over
         self._info: dict[str, Any] = {}  # what the server says; that of the last connection
         self._server_address: str | None = None

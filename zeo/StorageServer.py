@@ -4,7 +4,7 @@ Threads of a server process, each named for what it does:
 
 - ``zeo accept ADDRESS``: one for each listening socket (`socketserver`), accepts connections;
 - ``zeo client ADDRESS``: one for each connection, reads from the socket and runs the session: it is in
-  recv, in the storage, or sending to its own client;
+  recv, in the storage, or sending to its own client; TLS is agreed on here, too;
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
 - ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
 - ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
@@ -22,9 +22,11 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket), and so
 is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
 beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
-beside it, of a line's closing, of a count in the statistics, and of warnings that are logged seldom.  No
-storage is called and nothing is sent under 3, 4, 5 or a leaf.
+beside it, of a line's closing, of what TLS encrypts (`zeo.wire.tls`), of a count in the statistics, and of
+warnings that are logged seldom.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.
 """
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -34,11 +36,14 @@ import socketserver
 import struct
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
 
 from zeo.errors import ProtocolError
+from zeo.errors import TlsError
 from zeo.server import addresses as listening
 from zeo.server.logs import Seldom
 from zeo.server.outbox import Outbox
@@ -47,10 +52,16 @@ from zeo.server.session import Session
 from zeo.server.values import DEFAULT_SOCKET_MODE
 from zeo.server.writer import PATIENCE
 from zeo.server.writer import Line
+from zeo.server.writer import SecureLine
 from zeo.server.writer import Writer
 from zeo.wire import messages
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
+
+if TYPE_CHECKING:
+    import ssl
+
+    from zeo.wire.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +70,10 @@ Address = tuple[str, int] | str
 
 #: How long in seconds a client may take for the handshake and for registering.
 HANDSHAKE_PATIENCE = 30.0
+
+#: With TLS it is the client who begins, as soon as it is connected; one that has said nothing after so
+#: many seconds is told that TLS is spoken here.
+FIRST_WORD_PATIENCE = 5.0
 
 #: The longest frame in bytes that a client may send before it is registered, and after.
 FIRST_FRAMES = 64 * 1024
@@ -88,14 +103,15 @@ class StorageServer:
     end.  ``addresses`` are ``(host, port)`` (host ``''``: all interfaces; port 0: a free one) or paths
     of Unix domain sockets, whose files get the permissions ``socket_mode``, or sockets that listen already,
     which the server closes.  The options are explained in start.txt; ``transaction_timeout`` and
-    ``invalidation_age`` are in seconds, None switches them off.
+    ``invalidation_age`` are in seconds, None switches them off.  With ``ssl``, the context of a server
+    (`zeo.wire.certificates.server_context` makes one), TLS is spoken at addresses with a port.
     """
 
     def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address | socket.socket], *,
                  read_only: bool = False, transaction_timeout: float | None = 30.0,
                  invalidation_queue_size: int = 100, invalidation_age: float | None = None,
                  client_conflict_resolution: bool = False,
-                 socket_mode: int = DEFAULT_SOCKET_MODE) -> None:
+                 socket_mode: int = DEFAULT_SOCKET_MODE, ssl: ssl.SSLContext | None = None) -> None:
         by_storage: dict[int, Served] = {}
         self._served: dict[str, Served] = {}
         for name, storage in storages.items():
@@ -113,6 +129,7 @@ class StorageServer:
         self._writer = Writer()
         # For connections that end before they have registered: a port scan must not fill the log.
         self._strangers = Seldom(logger)
+        self._ssl = ssl
         # Guards `_connections` and `_closing`; a leaf.
         self._mutex = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
@@ -158,7 +175,8 @@ class StorageServer:
 
     def serve(self, sock: socket.socket, client: str) -> None:
         """Serve one client to its end, in the calling thread."""
-        connection = Connection(sock, client, self._served, self._writer, self._strangers)
+        context = None if sock.family == socket.AF_UNIX else self._ssl
+        connection = Connection(sock, client, self._served, self._writer, self._strangers, context)
         with self._mutex:
             if self._closing:
                 connection.close()
@@ -219,14 +237,23 @@ class Connection:
     """A client's socket with its session, and the loop that reads from the one into the other."""
 
     def __init__(self, sock: socket.socket, client: str, storages: Mapping[str, Served],
-                 writer: Writer, strangers: Seldom) -> None:
+                 writer: Writer, strangers: Seldom, context: ssl.SSLContext | None = None) -> None:
         self._sock = sock
+        self._tls: Tls | None = None
+        self._recv_into: Callable[[memoryview], int] = sock.recv_into
         self._storages = storages
         self._strangers = strangers
         self._stopping = False
         self._deadline = 0.0  # time.monotonic() at which the client has to be registered
         outbox = Outbox()
-        self.line = Line(sock, outbox, writer)
+        if context is None:
+            self.line = Line(sock, outbox, writer)
+        else:
+            from zeo.wire.tls import Tls  # who does without does not load OpenSSL
+
+            self._tls = Tls(context, self._receive_in_time, server_side=True)
+            self._recv_into = self._tls.recv_into
+            self.line = SecureLine(sock, outbox, writer, self._tls)
         self.session = Session(storages, outbox, client, self.line.hang_up)
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
@@ -237,11 +264,16 @@ class Connection:
         inbox = Inbox(FIRST_FRAMES, 32 * 1024)
         try:
             self._set_up_socket()
+            self._deadline = time.monotonic() + HANDSHAKE_PATIENCE
+            if self._tls is not None:
+                self._agree_on_tls(self._tls)
             if self._handshake(inbox):
                 inbox.limit = LONGEST_FRAME
                 self._set_time_limit(0)
+                if self._tls is not None:
+                    self._tls.receive = self._sock.recv
                 self._converse(inbox)
-        except ProtocolError as error:
+        except (ProtocolError, TlsError) as error:
             warn = logger.warning if session.is_registered else self._strangers.warning
             warn('%s: disconnected: %s', session.client, error)
         except TimeoutError:
@@ -277,10 +309,25 @@ class Connection:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
                               struct.pack('ll', int(seconds), int(seconds % 1 * 1e6)))
 
+    def _left(self) -> float:
+        """How many seconds of the handshake are left."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return max(left, 0.001)  # 0 would be for ever
+
+    def _receive_in_time(self, size: int) -> bytes:
+        """Where TLS gets its bytes until the client is registered, however slowly they come."""
+        self._set_time_limit(self._left())
+        try:
+            return self._sock.recv(size)
+        except BlockingIOError:
+            raise TimeoutError from None
+
     def _receive(self, inbox: Inbox) -> bool:
         """Read once; False at the end of the stream."""
         try:
-            count = self._sock.recv_into(inbox.buffer())
+            count = self._recv_into(inbox.buffer())
         except BlockingIOError:
             raise TimeoutError from None
         inbox.advance(count)
@@ -293,20 +340,44 @@ class Connection:
             payload = inbox.next()
             if payload is not None:
                 return payload
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self._set_time_limit(max(left, 0.001))  # 0 would be for ever
+            self._set_time_limit(self._left())
             if not self._receive(inbox):
                 return None
 
+    def _agree_on_tls(self, tls: Tls) -> None:
+        """The handshake of TLS."""
+        sock = self._sock
+        end, self._deadline = self._deadline, time.monotonic() + FIRST_WORD_PATIENCE
+
+        def send(said: bytes) -> None:
+            self._deadline = end  # the client has begun
+            sock.settimeout(self._left())
+            try:
+                sock.sendall(said)
+            finally:
+                sock.settimeout(None)
+
+        try:
+            tls.shake_hands(send)
+        except TimeoutError:
+            if tls.has_begun:
+                raise
+            with contextlib.suppress(OSError):
+                sock.send(messages.TLS_ALERT, socket.MSG_DONTWAIT)
+            raise TlsError('the client does not begin to speak TLS, and has to') from None
+        self.session.certificate_name = tls.peer_name()
+
     def _handshake(self, inbox: Inbox) -> bool:
         """Agree on the protocol, and hear the first request, which has to register."""
-        self._deadline = time.monotonic() + HANDSHAKE_PATIENCE
         outbox = self.session.outbox
         outbox.append(frame(messages.GREETING))
         self.line.push()
-        answer = self._next(inbox)
+        try:
+            answer = self._next(inbox)
+        except ProtocolError:
+            if messages.looks_like_tls(inbox.beginning(2)):
+                raise TlsError('the client speaks TLS, and this address does not') from None
+            raise
         if answer is None:
             return False
         if answer == messages.PROBE:
@@ -330,7 +401,7 @@ class Connection:
         handle = self._handle
         outbox = session.outbox
         push = self.line.push
-        receive = self._sock.recv_into
+        receive = self._recv_into
         payload = inbox.next()
         while True:
             while payload is not None:

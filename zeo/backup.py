@@ -39,6 +39,7 @@ from ZODB.utils import u64
 from zope.interface import directlyProvides
 
 from zeo import commands
+from zeo.client.dialing import Security
 from zeo.commands import Failure
 from zeo.copy import Count
 from zeo.copy import blobs_of
@@ -68,14 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error('--at says what to restore; give --restore, too')
 
     def command() -> None:
+        security = commands.security(found)
         with commands.interruption() as stop:
             if found.check:
                 check(Path(places[0]))
                 print(Backup(Path(places[0])).describe())
             elif found.restore:
-                restore(Path(places[0]), places[1], found.storage, found.target_blobs, found.at, stop)
+                restore(Path(places[0]), places[1], found.storage, found.target_blobs, found.at, stop,
+                        security)
             else:
-                with opened(places[0], found.storage, None, PROGRAM, read_only=True) as source:
+                with opened(places[0], found.storage, None, PROGRAM, security, read_only=True) as source:
                     back_up(source, Path(places[1]), stop)
 
     return commands.run(PROGRAM, command)
@@ -301,13 +304,13 @@ def check(folder: Path) -> None:
 
 
 def restore(folder: Path, target: str | commands.Server, storage: str, blobs: str | None, at: bytes | None,
-            stop: threading.Event) -> None:
+            stop: threading.Event, security: Security | None) -> None:
     """Make a database of a backup, as of its end or an earlier time; raises `Failure`."""
     check(folder)
     backup = Backup(folder)
     if at is not None and at < backup.parts[0][0]:
         raise Failure(f'there is nothing yet at that time; the backup begins at {when(backup.parts[0][0])}')
-    with opened(target, storage, blobs, PROGRAM, read_only=False) as restored:
+    with opened(target, storage, blobs, PROGRAM, security, read_only=False) as restored:
         end = backup.lastTransaction() if at is None else min(at, backup.lastTransaction())
         count = copy(backup, restored, stop, end)
         compare(backup, restored, stop, None, end)
@@ -360,6 +363,7 @@ def _parser() -> commands.Parser:
     what.add_argument('--at', type=_at, metavar='TIME', help=(
         'restore what was committed until this local time, such as "2030-12-31 23:59:59"'))
     what.add_argument('--target-blobs', metavar='DIR', help='the blob folder, if the target is a file')
+    parser.add_tls_options()
     return parser
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from typing import NoReturn
 
 from zeo.client.dialing import Address
+from zeo.client.dialing import Security
 from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.probe import probe
@@ -79,6 +80,39 @@ class Parser(argparse.ArgumentParser):
         if found.unix is not None:
             addresses.append(found.unix)
         return addresses
+
+
+    def add_tls_options(self) -> None:
+        """Those with which `security` is made; they are called as those of the server."""
+        tls = self.add_argument_group('TLS, with servers that have a port')
+        tls.add_argument('--tls', action='store_true', help=(
+            'speak TLS; implied by the following (default: do not)'))
+        tls.add_argument('--tls-authenticate', metavar='FILE', help=(
+            'the certificate of the server, or of the authority that has signed it, is in this file, or in a'
+            ' file of this folder (default: authorities that this machine trusts)'))
+        tls.add_argument('--tls-hostname', metavar='NAME', help=(
+            "the name in the server's certificate (default: that in the address)"))
+        tls.add_argument('--tls-certificate', metavar='FILE', help=(
+            'the certificate to show to the server (PEM), if it asks for one'))
+        tls.add_argument('--tls-key', metavar='FILE', help=(
+            'its private key (default: in the same file)'))
+        tls.add_argument('--tls-password-file', metavar='FILE', help=(
+            "the key's password is the first line of this file"))
+
+
+def security(found: argparse.Namespace) -> Security | None:
+    """What the options say about TLS; raises `Failure` if a file cannot be used."""
+    options = {
+        'authenticate': found.tls_authenticate, 'certificate': found.tls_certificate, 'key': found.tls_key,
+        'password_file': found.tls_password_file}
+    if not (found.tls or found.tls_hostname or any(options.values())):
+        return None
+    from zeo.wire import certificates  # who does without does not load OpenSSL
+
+    try:
+        return Security(certificates.client_context(**options), found.tls_hostname)
+    except certificates.Unusable as error:
+        raise Failure(f'TLS: {error}') from None
 
 
 def address(text: str) -> Address:
@@ -166,13 +200,16 @@ def check_storage(where: Address, storage: str, names: Iterable[str]) -> None:
                       ' name one of these with -S')
 
 
-def connect(where: Address, storage: str, program: str, **options: Any) -> Client:
+def connect(where: Address, storage: str, program: str, security: Security | None = None,
+            **options: Any) -> Client:
     """Open a storage on a server; raises `Failure` if that is not possible."""
     logging.getLogger('zeo').addHandler(logging.NullHandler())  # what matters is raised
     # First, as a client would go on asking, in case the server is just starting.
-    check_storage(where, storage, probe(where, PATIENCE))
+    check_storage(where, storage, probe(where, PATIENCE, security))
     defaults: dict[str, Any] = {
         'wait_timeout': PATIENCE, 'client_label': program, 'cache_size': 1024 * 1024}
+    if security is not None:
+        defaults['ssl'], defaults['ssl_server_hostname'] = security
     try:
         return Client(where, storage, **(defaults | options))
     except Exception as error:

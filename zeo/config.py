@@ -10,7 +10,7 @@ from zeo.ClientStorage import ClientStorage
 SAME = (
     'storage', 'name', 'cache_size', 'client', 'var', 'wait', 'wait_timeout', 'min_disconnect_poll',
     'max_disconnect_poll', 'read_only', 'read_only_fallback', 'server_sync', 'client_label', 'start_over',
-    'blob_dir', 'shared_blob_dir', 'blob_cache_size', 'blob_cache_size_check')
+    'blob_dir', 'shared_blob_dir', 'blob_cache_size', 'blob_cache_size_check', 'ssl')
 
 
 class ClientStorageSection(BaseConfig):  # type: ignore[misc]

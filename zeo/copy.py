@@ -26,6 +26,7 @@ from ZODB.utils import u64
 from ZODB.utils import z64
 
 from zeo import commands
+from zeo.client.dialing import Security
 from zeo.commands import Failure
 from zeo.errors import ClientStorageError
 from zeo.server import configuration
@@ -43,12 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where_from, where_to = places
 
     def command() -> None:
+        security = commands.security(found)
         with contextlib.ExitStack() as at_end:
             source = at_end.enter_context(opened(
-                where_from, found.storage, found.source_blobs, PROGRAM, read_only=True))
+                where_from, found.storage, found.source_blobs, PROGRAM, security, read_only=True))
             target = at_end.enter_context(opened(
                 where_to, found.target_storage or found.storage, found.target_blobs, PROGRAM,
-                read_only=found.verify))
+                security, read_only=found.verify))
             stop = at_end.enter_context(commands.interruption())
             if found.verify:
                 print(f'{compare(source, target, stop)}: no difference')
@@ -82,7 +84,8 @@ class Count:
 
 
 @contextlib.contextmanager
-def opened(where: str | commands.Server, name: str, blobs: str | None, program: str, *, read_only: bool) -> Iterator[Any]:
+def opened(where: str | commands.Server, name: str, blobs: str | None, program: str,
+           security: Security | None = None, *, read_only: bool) -> Iterator[Any]:
     """The storage that is meant: on a server, in a configuration file (``.conf``), or a FileStorage.
 
     Raises `Failure`.  The storage is closed in the end.
@@ -94,7 +97,7 @@ def opened(where: str | commands.Server, name: str, blobs: str | None, program: 
         if isinstance(where, commands.Server):
             folder = at_end.enter_context(tempfile.TemporaryDirectory(prefix='zeo-'))
             storage = commands.connect(
-                where.address, name, program, read_only=read_only, blob_dir=folder,
+                where.address, name, program, security, read_only=read_only, blob_dir=folder,
                 blob_cache_size=256 * 1024 * 1024)
         else:
             try:
@@ -336,6 +339,7 @@ def _parser() -> commands.Parser:
     what.add_argument('--target-blobs', metavar='DIR', help='the blob folder, if the target is a file')
     what.add_argument('--verify', action='store_true', help=(
         'compare: copy nothing, and tell the first difference, if there is one'))
+    parser.add_tls_options()
     return parser
 
 

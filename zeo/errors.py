@@ -56,5 +56,9 @@ class ServerException(ClientStorageError):
         return f'{self.class_name}: {details}' if details else self.class_name
 
 
+class TlsError(ConnectionError):
+    """The two sides do not come to terms about TLS; the text says why, and what to do."""
+
+
 class ProtocolError(ClientStorageError):
     """The peer sent something that the protocol does not allow; the connection is of no more use."""

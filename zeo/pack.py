@@ -10,6 +10,7 @@ from datetime import datetime
 
 from zeo import commands
 from zeo.client.dialing import Address
+from zeo.client.dialing import Security
 from zeo.client.dialing import display
 from zeo.commands import Failure
 from zeo.errors import ClientDisconnected
@@ -31,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures = []
 
     def pack_all() -> None:
+        security = commands.security(found)
         with commands.interruption() as stop:
             for where in addresses:
                 for storage in found.storages or ['1']:
                     if stop.is_set():
                         raise Failure(f'{display(where)}, storage {storage}: not packed')
                     try:
-                        pack(where, storage, pack_time, stop, found.force)
+                        pack(where, storage, pack_time, stop, found.force, security)
                     except (Failure, ClientDisconnected) as error:
                         failures.append(error)
                         commands.complain(PROGRAM, commands.in_words(error))
@@ -45,13 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return commands.run(PROGRAM, pack_all) or bool(failures)
 
 
-def pack(where: Address, storage: str, pack_time: float, stop: threading.Event, force: bool) -> None:
+def pack(where: Address, storage: str, pack_time: float, stop: threading.Event, force: bool,
+         security: Security | None = None) -> None:
     """Pack one storage and tell what came of it; raises `Failure`.
 
     When ``stop`` is set the server is asked to stop the pack, which then has changed nothing.
     """
     title = f'{display(where)}, storage {storage}'
-    client = commands.connect(where, storage, PROGRAM)
+    client = commands.connect(where, storage, PROGRAM, security)
     try:
         before = client.info()['size']
         figures = client.figures()
@@ -131,6 +134,7 @@ def _parser() -> commands.Parser:
     parser.add_argument('addresses', nargs='*', metavar='ADDRESS', type=commands.address, help=(
         'of a server: host:port, :port for this machine, or the path of a socket file'))
     parser.add_server_options()
+    parser.add_tls_options()
     what = parser.add_argument_group('what to pack')
     what.add_argument('-S', '--storage', dest='storages', action='append', metavar='NAME', help=(
         'the storage to pack; repeatable (default: 1)'))

@@ -4,6 +4,8 @@ Exit status: 0 if the server was ended by SIGTERM or SIGINT, 1 if it could not b
 profiled, 2 if the command line is wrong; then there is one line on standard error that says why.
 """
 
+from __future__ import annotations
+
 import contextlib
 import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
 import logging
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
 
 from zeo.server import addresses
@@ -30,6 +33,9 @@ from zeo.server.options import parse
 from zeo.server.options import pid_file
 from zeo.server.profiler import Profiler
 from zeo.StorageServer import StorageServer
+
+if TYPE_CHECKING:
+    import ssl
 
 logger = logging.getLogger('zeo')
 
@@ -88,6 +94,10 @@ def _problems(options: Options) -> Iterator[str]:
             privileges.find_user(options.user)
         except CannotStart as error:
             yield f'{at("user")}{error}'
+    try:
+        _tls(options)
+    except CannotStart as error:
+        yield f'{at("tls_certificate")}{error}'
     made: list[tuple[str, Any]] = [('addresses', path) for path in options.addresses]
     made += [('pid_file', pid_file(options, os.environ)), ('log', options.log), ('profile', options.profile)]
     for name, path in made:
@@ -101,6 +111,7 @@ def run(options: Options) -> None:
     file = data_file(options, os.environ)
     if file is not None:
         storages.check_folder(file)
+    tls = _tls(options)  # the one thing that is read before: keys often belong to root
     # First of all: whatever is opened or made afterwards belongs to the user who has to work with it.
     warning = privileges.settle(options.user, lambda: _complaint(options, file))
     log_file = logs.set_up(options.log, options.debug)
@@ -121,13 +132,16 @@ def run(options: Options) -> None:
         number = pid_file(options, os.environ)
         if number is not None:
             at_end.callback(_remove_number, number)
-        server = _start(options, opened, handed_over)
+        server = _start(options, opened, handed_over, tls)
         at_end.callback(server.close)
         for text in (warning, *options.notices):
             if text:
                 logger.warning('%s', text)
         if number is not None:
             _write_number(number)
+        if tls is not None:
+            logger.info('TLS is spoken at addresses with a port; clients need %s certificate',
+                        'no' if options.tls_authenticate is None else 'a')
         ready = ready_line(server.addresses, opened)
         logger.info('%s', ready)
         servicemanager.tell('READY=1', f'STATUS={ready}', f'MAINPID={os.getpid()}')
@@ -171,7 +185,22 @@ def _open(options: Options, file: str | None, signals: 'Signals') -> dict[str, A
         return storages.open_all(openers)
 
 
-def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.socket]) -> StorageServer:
+def _tls(options: Options) -> ssl.SSLContext | None:
+    """What is needed for TLS, if it is asked for.  Raises `CannotStart`."""
+    if options.tls_certificate is None:
+        return None
+    from zeo.wire import certificates  # who does without does not load OpenSSL
+
+    try:
+        return certificates.server_context(
+            options.tls_certificate, options.tls_key, password_file=options.tls_password_file,
+            password_function=options.tls_password_function, authenticate=options.tls_authenticate)
+    except certificates.Unusable as error:
+        raise CannotStart(f'TLS: {error}') from None
+
+
+def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.socket],
+           tls: ssl.SSLContext | None) -> StorageServer:
     with contextlib.ExitStack() as unless_started:
         unless_started.callback(storages.close_all, opened)
         server = StorageServer(
@@ -181,7 +210,7 @@ def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.so
             invalidation_queue_size=options.invalidation_queue_size,
             invalidation_age=options.invalidation_age,
             client_conflict_resolution=options.client_conflict_resolution,
-            socket_mode=options.socket_mode)
+            socket_mode=options.socket_mode, ssl=tls)
         unless_started.pop_all()  # the server closes the storages from now on
         unless_started.callback(server.close)
         try:

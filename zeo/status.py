@@ -12,6 +12,7 @@ from persistent.TimeStamp import TimeStamp
 
 from zeo import commands
 from zeo.client.dialing import Address
+from zeo.client.dialing import Security
 from zeo.client.dialing import display
 from zeo.client.probe import probe
 from zeo.commands import Failure
@@ -34,13 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not addresses:
         parser.error('no server is named: give its address')
     if found.watch:
-        return commands.run(PROGRAM, lambda: _watch(addresses, found.storages, found.interval, found.json))
+        return commands.run(PROGRAM, lambda: _watch(
+            [_Server(where, found.storages, commands.security(found)) for where in addresses],
+            found.interval, found.json))
     failed = []
 
     def tell() -> None:
+        security = commands.security(found)
         told = {}
         for where in addresses:
-            with _Server(where, found.storages) as server:
+            with _Server(where, found.storages, security) as server:
                 try:
                     told[display(where)] = server.rates(found.interval)
                 except (Failure, ClientDisconnected) as error:
@@ -54,22 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return commands.run(PROGRAM, tell) or bool(failed)
 
 
-def _watch(addresses: Sequence[Address], wanted: Sequence[str], interval: float, as_json: bool) -> None:
+def _watch(servers: Sequence['_Server'], interval: float, as_json: bool) -> None:
     """Tell again and again, in place if on a terminal, until Ctrl-C."""
     in_place = sys.stdout.isatty() and not as_json
     with commands.interruption() as stop:
-        servers = [_Server(where, wanted) for where in addresses]
         try:
             while not stop.is_set():
                 told: dict[str, Any] = {}
                 lines: list[str] = []
-                for where, server in zip(addresses, servers):
+                for server in servers:
+                    where = server.where
                     try:
-                        told[display(where)] = server.rates(0)
-                        lines += [*table(display(where), told[display(where)]), '']
+                        told[where] = server.rates(0)
+                        lines += [*table(where, told[where]), '']
                     except (Failure, ClientDisconnected) as error:
-                        told[display(where)] = {'error': commands.in_words(error)}
-                        lines += [f'{display(where)}: {commands.in_words(error)}', '']
+                        told[where] = {'error': commands.in_words(error)}
+                        lines += [f'{where}: {commands.in_words(error)}', '']
                 if as_json:
                     print(json.dumps(told), flush=True)
                 elif in_place:
@@ -86,9 +90,11 @@ def _watch(addresses: Sequence[Address], wanted: Sequence[str], interval: float,
 class _Server:
     """A server that is asked, perhaps several times; between two times the connection is kept."""
 
-    def __init__(self, where: Address, wanted: Sequence[str]) -> None:
+    def __init__(self, where: Address, wanted: Sequence[str], security: Security | None) -> None:
+        self.where = display(where)
         self._where = where
         self._wanted = wanted  # storages; none: all
+        self._security = security
         self._client: commands.Client | None = None
         self._last: dict[str, Any] | None = None
         self._names: tuple[str, ...] = ()
@@ -122,15 +128,16 @@ class _Server:
         """What a server tells about itself; of another make it tells less."""
         try:
             if self._client is None:
-                self._names = tuple(probe(self._where, commands.PATIENCE))
+                self._names = tuple(probe(self._where, commands.PATIENCE, self._security))
                 for name in self._wanted:
                     commands.check_storage(self._where, name, self._names)
                 # Read only: that is served in any case, and cannot do any harm.
-                self._client = commands.connect(self._where, self._names[0], PROGRAM, read_only=True)
+                self._client = commands.connect(
+                    self._where, self._names[0], PROGRAM, self._security, read_only=True)
             figures = self._client.figures()
             if figures is not None:
                 return figures
-            storages: dict[str, Any] = probe(self._where, commands.PATIENCE)
+            storages: dict[str, Any] = probe(self._where, commands.PATIENCE, self._security)
             told = {'version': None, 'now': time.time(), 'storages': storages}
             # Sizes are told to those who use the storage.
             info = self._client.info()
@@ -227,6 +234,7 @@ def _parser() -> commands.Parser:
     parser.add_server_options()
     parser.add_argument('-S', '--storage', dest='storages', action='append', default=[], metavar='NAME', help=(
         'show only this storage; repeatable (default: all)'))
+    parser.add_tls_options()
     how = parser.add_argument_group('how to show it')
     how.add_argument('--json', action='store_true', help='for programs; with --watch, one line each time')
     how.add_argument('--watch', action='store_true', help='refresh in place until Ctrl-C')

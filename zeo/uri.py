@@ -19,6 +19,9 @@ from zeo.ClientStorage import ClientStorage
 
 SCHEME = 'tzeo'
 
+#: So begin the names of options that say more about TLS; without, they are those of `zeo.wire.certificates`.
+TLS = 'ssl_'
+
 _TRUE = {'1', 'on', 'true', 't', 'yes'}
 _FALSE = {'0', 'off', 'false', 'f', 'no', ''}
 _UNITS = {'kb': 1024, 'mb': 1024**2, 'gb': 1024**3}
@@ -35,6 +38,9 @@ def resolve(uri: str) -> tuple[Callable[[], ClientStorage], dict[str, str]]:
     try:
         addresses = _addresses(parts.netloc, unquote(parts.path))
         options, others = _options(dict(parse_qsl(parts.query, keep_blank_values=True)))
+        tls = {name.removeprefix(TLS): options.pop(name) for name in list(options) if name.startswith(TLS)}
+        if tls and options.setdefault('ssl', True):
+            options['ssl'] = tls
     except ValueError as error:
         raise ValueError(f'{uri}: {error}') from None
 
@@ -128,4 +134,12 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     'shared_blob_dir': _flag,
     'blob_cache_size': _bytes,
     'blob_cache_size_check': _percent,
+    'ssl': _flag,
+    'ssl_certificate': str,
+    'ssl_key': str,
+    'ssl_password_file': str,
+    'ssl_password_function': str,
+    'ssl_authenticate': str,
+    'ssl_check_hostname': _flag,
+    'ssl_server_hostname': str,
 }

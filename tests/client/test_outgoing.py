@@ -1,6 +1,7 @@
 """What goes to the server, in whole frames."""
 
 import socket
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,15 @@ import pytest
 from tests.client.conftest import Calls
 from tests.client.peer import PATIENCE
 from tests.client.peer import Peer
+from tests.system.certificates import Certificates
 from tests.system.servers import until
+from tests.wire.test_tls import Pair
+from tests.wire.test_tls import Side
 from zeo.client import outgoing as module
 from zeo.client.outgoing import Outgoing
+from zeo.client.outgoing import SecureOutgoing
+from zeo.wire.certificates import client_context
+from zeo.wire.certificates import server_context
 from zeo.wire.framing import frame
 from zeo.wire.messages import HEARTBEAT
 
@@ -22,7 +29,7 @@ class Line:
         self.peer = Peer(theirs)
         self.failures: list[BaseException] = []
         self.rung = 0
-        self.outgoing = Outgoing(self.sock, self.failures.append, self.ring)
+        self.outgoing: Outgoing = Outgoing(self.sock, self.failures.append, self.ring)
 
     def ring(self) -> None:
         self.rung += 1
@@ -38,9 +45,41 @@ class Line:
         return False
 
 
+class Socket:
+    """What a peer that speaks TLS uses in place of its socket."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self.recv_into = side.tls.recv_into
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._side.sock, name)
+
+
+class SecureLine(Line):
+    def __init__(self, certificates: Certificates) -> None:
+        self.tls = Pair(server_context(certificates.server), client_context(authenticate=certificates.ca))
+        self.tls.agree()
+        self.sock = self.tls.client.sock
+        self.sock.settimeout(None)
+        self.peer = Peer(Socket(self.tls.server))  # type: ignore[arg-type]
+        self.failures = []
+        self.rung = 0
+        self.outgoing: Outgoing = SecureOutgoing(
+            self.sock, self.failures.append, self.ring, self.tls.client.tls)
+
+
+@pytest.fixture(params=['plain', 'TLS'])
+def line(request: pytest.FixtureRequest, certificates: Certificates) -> Iterator[Line]:
+    line = Line() if request.param == 'plain' else SecureLine(certificates)
+    yield line
+    line.sock.close()
+    line.peer.close()
+
+
 @pytest.fixture
-def line() -> Iterator[Line]:
-    line = Line()
+def secure(certificates: Certificates) -> Iterator[SecureLine]:
+    line = SecureLine(certificates)
     yield line
     line.sock.close()
     line.peer.close()
@@ -59,7 +98,7 @@ def test_posted_frames_wait_for_the_next_and_go_with_it_in_one_write(
         line.outgoing.post(frame(b'%d' % n))
     assert line.is_silent()
     line.outgoing.send(frame(b'3'))
-    assert len(line.peer.sock.recv(1000, socket.MSG_PEEK)) == 4 * 5
+    assert len(line.peer.sock.recv(1000, socket.MSG_PEEK)) == 4 * 5 + (type(line) is SecureLine and 22)
     assert [line.peer.payload() for _ in range(4)] == [b'0', b'1', b'2', b'3']
 
 
@@ -140,3 +179,91 @@ def test_no_sign_of_life_is_needed_where_the_buffer_is_full(line: Line) -> None:
     line.peer.close()
     line.outgoing.beat(HEARTBEAT)
     assert len(line.failures) == 1
+
+
+# ---- TLS
+
+
+class Sayings:
+    """Encrypts nothing, and has something to say itself."""
+
+    def __init__(self) -> None:
+        self.own = b''
+
+    def seal(self, parts: Any = ()) -> bytes:
+        sealed, self.own = self.own + b''.join(parts), b''
+        return sealed
+
+    def farewell(self) -> bytes:
+        return b'farewell'
+
+
+@pytest.fixture
+def sayings(secure: SecureLine) -> Sayings:
+    secure.outgoing._tls = sayings = Sayings()  # type: ignore[attr-defined]
+    return sayings
+
+
+def received(line: SecureLine) -> bytes:
+    return line.tls.server.sock.recv(1000)
+
+
+def test_what_tls_has_to_say_itself_is_sent_at_once_or_before_what_comes_next(
+        secure: SecureLine, sayings: Sayings) -> None:
+    sayings.own = b'answer'
+    secure.tls.client.tls.answer()
+    assert received(secure) == b'answer'
+    sayings.own = b'later'
+    with secure.outgoing._lock:  # somebody is sending
+        secure.tls.client.tls.answer()
+    secure.outgoing.send((b' than this',))
+    assert received(secure) == b'later than this'
+
+
+def test_what_the_kernel_does_not_take_at_once_goes_before_what_comes_next(
+        secure: SecureLine, sayings: Sayings) -> None:
+    send = secure.outgoing._send
+    secure.outgoing._send = lambda data, flags: send(data[:4], flags)
+    sayings.own = b'answer'
+    secure.tls.client.tls.answer()
+    secure.outgoing._send = send
+    sayings.own = b' and more'
+    secure.outgoing.beat((b', alive',))
+    assert received(secure) == b'answer and more'  # that is sign enough
+    secure.outgoing.send((b'next',))
+    assert received(secure) == b'next'
+
+
+def test_the_server_is_told_that_nothing_more_is_sent_unless_somebody_is_sending(
+        secure: SecureLine, sayings: Sayings) -> None:
+    with secure.outgoing._lock:
+        secure.outgoing.farewell()
+    assert secure.is_silent()
+    secure.outgoing.farewell()
+    assert received(secure) == b'farewell'
+    secure.peer.close()
+    secure.outgoing.farewell()
+    assert secure.failures == []
+
+
+def test_small_parts_are_encrypted_together_and_large_ones_in_pieces(
+        secure: SecureLine, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    seal = secure.tls.client.tls.seal
+    monkeypatch.setattr(module, 'SEALED_AT_A_TIME', 1000)
+    secure.outgoing._tls = types.SimpleNamespace(  # type: ignore[attr-defined]
+        seal=lambda parts: sizes.append(sum(map(len, parts))) or seal(parts))
+    reading = calls.start(lambda: [len(secure.peer.payload()) for _ in range(3)])
+    secure.outgoing.post(frame(bytes(100)))
+    secure.outgoing.send(frame(bytes(200)))
+    secure.outgoing.send(frame(bytes(2500)))
+    assert reading() == [100, 200, 2500]
+    assert sizes == [308, 1000, 1000, 504]
+
+
+def test_what_can_no_longer_be_encrypted_is_a_failure(secure: SecureLine) -> None:
+    secure.tls.client.tls.farewell()
+    secure.outgoing.send(frame(b'too late'))
+    assert len(secure.failures) == 1
+    secure.outgoing.beat(HEARTBEAT)
+    assert len(secure.failures) == 2

@@ -70,6 +70,23 @@ def test_every_key_is_an_option():
     assert options.notices == () and options.log is None
 
 
+SSL = '<zeo>\n  address 9999\n  <ssl>\n%s\n  </ssl>\n</zeo>\n' + STORAGE
+
+
+def test_a_section_says_what_the_options_for_tls_say():
+    options = asks(SSL % 'certificate /c\nkey k\npassword-file p\npassword-function m.f\nauthenticate a')
+    assert (options.tls_certificate, options.tls_key, options.tls_password_file,
+            options.tls_password_function, options.tls_authenticate) == ('/c', 'k', 'p', 'm.f', 'a')
+    assert asks(SSL % 'certificate c', '--tls-certificate=other').tls_certificate == 'other'
+
+
+@pytest.mark.parametrize('lines, says', [
+    ('key k', 'TLS needs a certificate'), ('certificate c\ncheck-hostname off', 'are for clients'),
+    ('certificate c\nserver-hostname x', 'are for clients'), ('cert c', 'zeo.conf:4: ')])
+def test_what_is_wrong_about_tls_is_said(capsys, lines, says):
+    assert says in refusal(capsys, SSL % lines)
+
+
 def test_what_the_file_leaves_out_has_the_same_defaults_as_on_the_command_line():
     options, by_words = asks(ZEO_SECTION + STORAGE), parse(['-p', '9999'])
     for name in ('socket_mode', 'read_only', 'transaction_timeout', 'invalidation_queue_size',
@@ -210,8 +227,8 @@ def keys(schema, kind):
 
 def test_no_key_of_zeos_schema_and_of_zdaemons_is_unknown():
     ours = ZConfig.loadSchema(str(configuration.SCHEMA))
-    for kind in 'zeo', 'runner':
-        assert keys(ZEOS, kind) - {'ssl'} <= keys(ours, kind)
+    for kind in 'zeo', 'runner', 'ssl':
+        assert keys(ZEOS, kind) <= keys(ours, kind)
     assert {'zeo', 'runner', 'eventlog'} <= set(ours.gettypenames())
 
 

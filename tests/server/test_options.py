@@ -49,11 +49,29 @@ def test_the_defaults():
     (None, '--transaction-timeout', '0', 'transaction_timeout', None),
     (None, '--invalidation-queue-size', '7', 'invalidation_queue_size', 7),
     (None, '--invalidation-age', '3600', 'invalidation_age', 3600),
+    (None, '--tls-certificate', 'c.pem', 'tls_certificate', 'c.pem'),
 ])
 def test_an_option_with_a_value(short, long, value, attribute, expected):
     for words in [long, value], [f'{long}={value}'], [short, value], [f'{short}{value}']:
         if None not in words and not words[0].startswith('None'):
             assert getattr(asks(*words), attribute) == expected
+
+
+def test_tls_with_all_that_belongs_to_it():
+    options = asks('--tls-certificate=c', '--tls-key=k', '--tls-password-file=p', '--tls-authenticate=a')
+    assert (options.tls_certificate, options.tls_key, options.tls_password_file, options.tls_authenticate) == (
+        'c', 'k', 'p', 'a')
+    assert asks().tls_certificate is None
+
+
+@pytest.mark.parametrize('word', ['--tls-key=k', '--tls-password-file=p', '--tls-authenticate=a'])
+def test_tls_needs_a_certificate(capsys, word):
+    assert 'TLS needs a certificate; give it with --tls-certificate' in refusal(capsys, '-p', '1', word)
+
+
+def test_tls_needs_a_port(capsys):
+    assert 'TLS is spoken at a port, not at a socket file' in refusal(
+        capsys, '-U', 'sock', '--tls-certificate=c')
 
 
 @pytest.mark.parametrize('short, long, attribute', [

@@ -315,3 +315,15 @@ def test_the_machine_finds_out_if_there_is_no_mark() -> None:
         run_state_machine_as_test(NoMark, settings=settings(  # type: ignore[no-untyped-call]
             max_examples=1000, stateful_step_count=30, deadline=None, database=None,
             derandomize=True, phases=[Phase.generate], print_blob=False))
+
+
+def test_what_is_put_back_is_first_again() -> None:
+    outbox = Outbox()
+    outbox.append((b'abcdef', b'gh'))
+    [part] = outbox.take(6)
+    outbox.put_back(memoryview(part)[4:])
+    assert outbox.backlog == 4
+    assert b''.join(outbox.take()) == b'efgh' and outbox.backlog == 0
+    outbox.end()
+    outbox.put_back(b'x')
+    assert outbox.backlog == 0 and outbox.take() == []

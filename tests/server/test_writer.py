@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import types
 from collections.abc import Callable
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,16 @@ import pytest
 
 from tests.server.talk import PATIENCE
 from tests.server.talk import in_thread
+from tests.system.certificates import Certificates
 from tests.system.servers import until
+from tests.wire.test_tls import Pair as TlsPair
 from zeo.server import writer as module
 from zeo.server.outbox import Outbox
 from zeo.server.writer import Line
+from zeo.server.writer import SecureLine
 from zeo.server.writer import Writer
+from zeo.wire.certificates import client_context
+from zeo.wire.certificates import server_context
 
 
 @pytest.fixture
@@ -59,12 +65,31 @@ class Pair:
         self.client.close()
 
 
-@pytest.fixture
-def pairs(writer: Writer) -> Iterator[Callable[[], Pair]]:
+class SecurePair(Pair):
+    """The same with TLS."""
+
+    def __init__(self, writer: Writer, certificates: Certificates) -> None:
+        super().__init__(writer)
+        self.line.close()
+        both = TlsPair(server_context(certificates.server), client_context(authenticate=certificates.ca))
+        both.agree()
+        self.client.close()
+        self.side, self.client = both.client, both.client.sock
+        both.server.sock.settimeout(None)
+        self.outbox = Outbox()
+        self.line = SecureLine(both.server.sock, self.outbox, writer, both.server.tls)
+
+    def read(self, count: int) -> bytes:
+        return self.side.read(count)
+
+
+@pytest.fixture(params=['plain', 'TLS'])
+def pairs(request: pytest.FixtureRequest, writer: Writer, certificates: Certificates,
+          ) -> Iterator[Callable[[], Pair]]:
     made: list[Pair] = []
 
     def make() -> Pair:
-        made.append(Pair(writer))
+        made.append(Pair(writer) if request.param == 'plain' else SecurePair(writer, certificates))
         return made[-1]
 
     yield make
@@ -90,7 +115,7 @@ def test_what_was_appended_is_sent_in_order(pair: Pair) -> None:
     pair.append(b'c')
     pair.line.push()
     assert pair.read(3) == b'abc'
-    assert pair.outbox.size_sent == 3
+    assert pair.outbox.size_sent == 3 if type(pair) is Pair else pair.outbox.size_sent > 3
 
 
 def test_to_deliver_an_outbox_is_to_push_its_line(pair: Pair) -> None:
@@ -148,8 +173,10 @@ def test_whoever_sends_for_a_fast_reader_stops_after_a_while(
     endless = Endless()
     endless.backlog = 1
     pair.line.outbox = endless
+    if type(pair) is Pair:
+        pair.line._take = endless.take
     assert pair.line.send() is False
-    assert endless.size_sent <= 1200
+    assert endless.size_sent <= 1500
     assert pair.line._rest
 
 
@@ -274,6 +301,79 @@ def test_an_error_that_is_not_the_networks_ends_this_connection_and_not_the_writ
     sent = other.stuff()
     assert len(other.read(sent)) == sent  # the writer is alive
     assert 'a client cannot be sent to' in caplog.text
+
+
+# ---- TLS
+
+
+@pytest.fixture
+def secure(writer: Writer, certificates: Certificates) -> Iterator[SecurePair]:
+    pair = SecurePair(writer, certificates)
+    yield pair
+    pair.close()
+
+
+def test_a_large_part_is_encrypted_in_pieces(secure: SecurePair) -> None:
+    data = os.urandom(3 * module._SEALED_AT_A_TIME + 1)
+    secure.append(b'head', data, b'tail')
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(secure.read, len(data) + 8)
+        secure.line.push()
+        until(lambda: has_turn(secure.line), 'all is sent')
+        assert read.result(PATIENCE) == b'head' + data + b'tail'
+    secure.append(data)
+    secure.line._turn.acquire()
+    assert len(secure.line._take()[0]) < module._SEALED_AT_A_TIME * 1.1
+    assert secure.outbox.backlog == len(data) - module._SEALED_AT_A_TIME
+    secure.line._turn.release()
+
+
+def test_what_tls_has_to_say_itself_is_sent_by_who_reads_or_by_who_sends(secure: SecurePair) -> None:
+    said = [b'']
+
+    def seal(parts: Any = ()) -> bytes:
+        sealed, said[0] = said[0] + b''.join(parts), b''
+        return sealed
+
+    secure.line._tls = tls = types.SimpleNamespace(seal=seal, farewell=lambda: b'')  # type: ignore[assignment]
+    assert tls.seal() == b''
+    said[0] = b'answer'
+    secure.line._answer()
+    assert secure.client.recv(100) == b'answer'
+    said[0] = b'later'
+    with secure.line._turn:
+        secure.line._answer()
+    secure.append(b' than this')
+    secure.line.push()
+    assert secure.client.recv(100) == b'later than this'
+
+
+def test_what_tls_has_to_say_waits_for_room_without_keeping_the_reader(secure: SecurePair) -> None:
+    sent = secure.stuff()
+    secure.line._answer()  # returns, though nothing can be sent
+    assert len(secure.read(sent)) == sent
+
+
+def test_a_client_is_told_that_this_is_the_end(secure: SecurePair) -> None:
+    secure.append(b'last words')
+    secure.line.push()
+    secure.line.close()
+    assert secure.read(10) == b'last words'
+
+    def receive(size: int) -> bytes:
+        received = secure.client.recv(size)
+        assert received, 'the stream was cut'
+        return received
+
+    secure.side.tls.receive = receive
+    assert secure.side.read(1) == b''
+
+
+def test_a_line_whose_tls_has_ended_is_gone(secure: SecurePair) -> None:
+    secure.line._tls.farewell()
+    secure.append(b'too late')
+    secure.line.push()
+    assert secure.outbox.gone and has_turn(secure.line)
 
 
 # ---- the writer's thread

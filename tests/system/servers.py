@@ -142,7 +142,8 @@ class Server:
     ``kind``: 'zeo' or 'ZEO'.  ``unix``: listen on a Unix socket, not on a free TCP port; ``both``:
     listen on a Unix socket as well, at `second_address` (a stock server cannot).
     ``options``: ``read_only``, ``transaction_timeout``, ``invalidation_queue_size``,
-    ``invalidation_age``, ``client_conflict_resolution`` of either kind of server.
+    ``invalidation_age``, ``client_conflict_resolution``, and ``tls_certificate`` and the like of either
+    kind of server.
     Paths of storages are relative to `folder`, the process's current directory.
     """
 
@@ -220,7 +221,11 @@ class Server:
         assert self.second_address is None
         address = self.address if isinstance(self.address, str) else '%s:%d' % self.address
         lines = ['<zeo>', f'address {address}']
-        lines += [f'{name.replace("_", "-")} {value}' for name, value in self.options.items()]
+        tls = {name: value for name, value in self.options.items() if name.startswith('tls_')}
+        lines += [f'{name.replace("_", "-")} {value}' for name, value in self.options.items()
+                  if name not in tls]
+        if tls:
+            lines += ['<ssl>', *(f'{name.removeprefix("tls_")} {value}' for name, value in tls.items()), '</ssl>']
         lines.append('</zeo>')
         for name, storage in self.storages.items():
             assert storage.section is not None, f'no stock server has {storage.python}'

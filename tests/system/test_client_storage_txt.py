@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,26 +12,33 @@ from ZODB.MappingStorage import MappingStorage
 
 import zeo.ClientStorage
 from zeo.StorageServer import StorageServer
+from zeo.wire.certificates import server_context
 
 TEXT = (Path(__file__).parents[2] / 'ClientStorage.txt').read_text(encoding='utf-8')
 OPTIONS = list(inspect.signature(zeo.ClientStorage.ClientStorage).parameters.values())
 
 
 @pytest.fixture
-def port(tmp_path, monkeypatch):
-    """The port of a server as the text describes it, in a folder of its own."""
+def ports(tmp_path, monkeypatch, certificates):
+    """The ports of servers as the text describes them, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('ZEO_CLIENT', raising=False)
     server = StorageServer({'1': FileStorage('Data.fs', blob_dir='blobs'), 'second': MappingStorage()},
                            [('localhost', 0), 'zeo.sock'])
     server.start()
-    yield server.addresses[0][1]
+    shutil.copy(certificates.ca, 'server.pem')
+    secure = StorageServer({'1': MappingStorage()}, [('localhost', 0)],
+                           ssl=server_context(certificates.server))
+    secure.start()
+    yield {'9999': server.addresses[0][1], '9998': secure.addresses[0][1]}
     server.close()
+    secure.close()
 
 
-def test_the_examples_work_as_they_are_written(port):
+def test_the_examples_work_as_they_are_written(ports):
+    text = re.sub('9999|9998', lambda found: str(ports[found[0]]), TEXT)
     test = doctest.DocTestParser().get_doctest(
-        TEXT.replace('9999', str(port)), {}, 'ClientStorage.txt', 'ClientStorage.txt', 0)
+        text, {}, 'ClientStorage.txt', 'ClientStorage.txt', 0)
     said = []
     runner = doctest.DocTestRunner(
         optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL, verbose=False)

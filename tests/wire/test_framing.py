@@ -169,3 +169,14 @@ def test_memory_grows_with_what_has_arrived_not_with_what_was_announced() -> Non
     inbox = Inbox()
     assert receive(inbox, b'\xff\xff\xff\xff' + bytes(5 * 2**20), [2**16]) == []
     assert len(inbox.buffer()) <= 4 * 2**20
+
+
+def test_the_beginning_of_what_was_received_can_be_looked_at() -> None:
+    inbox = Inbox()
+    assert inbox.beginning(2) == b''
+    inbox.buffer()[:1] = b'a'
+    inbox.advance(1)
+    assert inbox.beginning(2) == b'a'
+    inbox.buffer()[:4] = b'bcde'
+    inbox.advance(4)
+    assert inbox.beginning(2) == b'ab'

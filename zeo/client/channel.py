@@ -27,6 +27,8 @@ One *watcher* thread per channel reads when nobody calls, and closes the descrip
 the turn for good after everybody has been told, so that nobody reads from a closed descriptor.
 """
 
+from __future__ import annotations
+
 import logging
 import socket
 import struct
@@ -36,9 +38,11 @@ from itertools import count
 from threading import Lock
 from threading import get_ident
 from time import monotonic
+from typing import TYPE_CHECKING
 from typing import Any
 
 from zeo.client.outgoing import Outgoing
+from zeo.client.outgoing import SecureOutgoing
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
@@ -51,6 +55,9 @@ from zeo.wire.messages import decode_from_server
 from zeo.wire.messages import load_request
 from zeo.wire.messages import notice as encode_notice
 from zeo.wire.messages import request as encode_request
+
+if TYPE_CHECKING:
+    from zeo.wire.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +114,8 @@ class Sleeper:
 
 
 class Channel:
-    """Calls to the server at the other end of ``sock``, which has been greeted.
+    """Calls to the server at the other end of ``sock``, which has been greeted; over ``tls``, if it is
+    spoken there.
 
     ``notices`` says what to do with one-way messages from the server, by name; others are ignored.
     It may be replaced while a message is being dispatched.
@@ -121,15 +129,21 @@ class Channel:
         '__weakref__')
 
     def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
-                 loaded: Effect | None = None, address: object = '') -> None:
+                 loaded: Effect | None = None, address: object = '', tls: Tls | None = None) -> None:
         self.address = address
         self.notices = notices
         #: None, or why the connection is at its end; set before anybody is told
         self.ended: str | None = None
         self._failure: type[Exception] = ClientDisconnected  # what callers get then
         self._sock = sock
-        self._recv_into = sock.recv_into
-        self._outgoing = Outgoing(sock, self.end, self._ring)
+        self._recv_into: Callable[[memoryview], int]
+        self._outgoing: Outgoing
+        if tls is None:
+            self._recv_into = sock.recv_into
+            self._outgoing = Outgoing(sock, self.end, self._ring)
+        else:
+            self._recv_into = tls.recv_into
+            self._outgoing = SecureOutgoing(sock, self.end, self._ring, tls)
         self._inbox = inbox  # belongs to the leader
         self._turn = Lock()  # the right to read and dispatch; held over a recv
         self._parked: dict[Sleeper, bool] = {}  # an entry is the right to wake
@@ -456,6 +470,7 @@ class Channel:
                 logger.error('The connection to %s is given up because of an error here',
                              self.address, exc_info=reason)
             self.ended = str(reason) or type(reason).__name__
+            self._outgoing.farewell()
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -1,20 +1,27 @@
 """From addresses to connected sockets on which the server has said which protocol it speaks.
 
+With TLS, what goes over a socket is encrypted as soon as it is connected; a Unix domain socket stays as it
+is, since it does not leave the machine.
+
 Several addresses are tried in their order, each a little after the one before, so that neither a dead
 host nor one that swallows packets holds up the others for long (*Happy Eyeballs*, RFC 8305).
 """
+
+from __future__ import annotations
 
 import os
 import re
 import selectors
 import socket
 import struct
+from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterator
 from collections.abc import Sequence
 from threading import Thread
 from threading import get_ident
 from time import monotonic
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
@@ -23,11 +30,20 @@ from zeo.errors import ProtocolError
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
 from zeo.wire.messages import answer_to_greeting
+from zeo.wire.messages import looks_like_tls
 
-__all__ = ['Address', 'Line', 'dial', 'display', 'is_asking', 'parse_addresses']
+if TYPE_CHECKING:
+    import ssl
+
+    from zeo.wire.tls import Tls
+
+__all__ = ['Address', 'Line', 'Security', 'dial', 'display', 'is_asking', 'parse_addresses']
 
 #: ``(host, port)``, or the path of a Unix domain socket.
 Address = tuple[str, int] | str
+
+#: What to do about a server that speaks TLS to a client that does not.
+SPEAKS_TLS = 'the server speaks TLS: ask for it with ssl=True, or more of what ssl takes (a command: --tls)'
 
 #: Seconds after which the next address is tried, too.
 STAGGER = 0.25
@@ -101,18 +117,42 @@ def display(address: Address) -> str:
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
 
+class Security(NamedTuple):
+    """How TLS is spoken: what verifies, and the name in the server's certificate (None: that in its address)."""
+
+    context: ssl.SSLContext
+    hostname: str | None
+
+
 class Line(NamedTuple):
     """A connection that is ready for `register`."""
 
     address: Address
     sock: socket.socket
     inbox: Inbox
+    tls: Tls | None = None
+
+
+def secure(sock: socket.socket, address: Address, security: Security | None) -> Tls | None:
+    """The encryption for a new connection to ``address``, if there is to be one."""
+    if security is None or isinstance(address, str):
+        return None
+    from zeo.wire.tls import Tls  # who does without does not load OpenSSL
+
+    context, hostname = security
+    return Tls(context, sock.recv, hostname=hostname or address[0])
+
+
+def no_answer(seconds: float, perhaps_tls: bool) -> TimeoutError:
+    """Of a server that says nothing; perhaps because it waits for TLS, where the client has to begin."""
+    return TimeoutError(f'no answer within {seconds:g} seconds'
+                        + (f'; perhaps {SPEAKS_TLS}' if perhaps_tls else ''))
 
 
 class _Attempt:
-    """One socket on its way: connecting, then waiting for the greeting."""
+    """One socket on its way: connecting, agreeing on TLS, then waiting for the greeting."""
 
-    def __init__(self, address: Address, family: int, where: Any) -> None:
+    def __init__(self, address: Address, family: int, where: Any, security: Security | None) -> None:
         self.address = address
         self.where = where
         self.until = monotonic() + PATIENCE
@@ -129,6 +169,10 @@ class _Attempt:
                     self.sock.connect(where)
                 except BlockingIOError:
                     pass
+            self.tls = secure(self.sock, address, security)
+            self.agreed = self.tls is None  # on TLS, or that there is none
+            self.recv_into: Callable[[memoryview], int]
+            self.recv_into = self.sock.recv_into if self.tls is None else self.tls.recv_into
         except BaseException:
             self.sock.close()
             raise
@@ -165,29 +209,49 @@ class _Attempt:
             if error:
                 raise OSError(error, os.strerror(error))
             self.connected = True
-            return False
+            if self.agreed:
+                return False
         try:
-            size = self.sock.recv_into(self.inbox.buffer())
+            if self.tls is not None and not self.agreed:
+                self.tls.shake_hands(self._send)
+                self.agreed = True
+            while (greeting := self._greeting()) is None:
+                pass
         except BlockingIOError:
-            return False
-        if not size:
-            raise ConnectionError('the server closed the connection without a greeting')
-        self.inbox.advance(size)
-        greeting = self.inbox.next()
-        if greeting is None:
             return False
         answer = answer_to_greeting(greeting)
         if answer is None:
             raise ConnectionError(f'the server speaks protocol {bytes(greeting)!r}, which this '
                                   'client does not')
         said, = frame(answer)
-        if self.sock.send(said) != len(said):
-            raise ConnectionError('the server does not read')
+        self._send(said if self.tls is None else self.tls.seal((said,)))
         self.inbox.limit = MESSAGE_LIMIT
         return True
 
+    def _greeting(self) -> bytes | bytearray | None:
+        """Receive once; the greeting, if it is there as a whole."""
+        size = self.recv_into(self.inbox.buffer())
+        if not size:
+            raise ConnectionError('the server closed the connection without a greeting')
+        self.inbox.advance(size)
+        if self.tls is None and looks_like_tls(self.inbox.beginning(2)):
+            raise ConnectionError(SPEAKS_TLS)
+        return self.inbox.next()
 
-def dial(addresses: Sequence[Address], interruption: socket.socket) -> Generator[Line | None, None, None]:
+    def _send(self, said: bytes) -> None:
+        try:
+            sent = self.sock.send(said)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(said):
+            raise ConnectionError('the server does not read')
+
+    def too_late(self) -> Exception:
+        return no_answer(PATIENCE, self.connected and not isinstance(self.address, str) and self.tls is None)
+
+
+def dial(addresses: Sequence[Address], interruption: socket.socket, security: Security | None = None,
+         ) -> Generator[Line | None, None, None]:
     """Connect to the addresses; yields those that answer, preferred ones first if at the same time.
 
     None is yielded now and then while there is nothing new, for a caller that does not want to wait any
@@ -222,8 +286,8 @@ def dial(addresses: Sequence[Address], interruption: socket.socket) -> Generator
                     try:
                         if isinstance(where, Exception):
                             raise where
-                        attempt = _Attempt(address, family, where)
-                    except (OSError, UnicodeError) as error:
+                        attempt = _Attempt(address, family, where, security)
+                    except (OSError, ValueError) as error:
                         failures.append(f'{display(address)}: {error}')
                         continue
                     attempts.append(attempt)
@@ -240,7 +304,7 @@ def dial(addresses: Sequence[Address], interruption: socket.socket) -> Generator
                     try:
                         if attempt not in ready:
                             if monotonic() >= attempt.until:
-                                raise TimeoutError(f'no answer within {PATIENCE:g} seconds')
+                                raise attempt.too_late()
                             continue
                         greeted = attempt.go_on()
                     except (OSError, ProtocolError) as error:
@@ -251,7 +315,7 @@ def dial(addresses: Sequence[Address], interruption: socket.socket) -> Generator
                     if greeted:
                         attempts.remove(attempt)
                         answered = True
-                        yield Line(attempt.address, attempt.sock, attempt.inbox)
+                        yield Line(attempt.address, attempt.sock, attempt.inbox, attempt.tls)
                     else:
                         selector.register(attempt.sock, attempt.awaited, attempt)
         finally:

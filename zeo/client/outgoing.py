@@ -3,13 +3,25 @@
 One-way messages are put together and go out in few large writes, at the latest with the next request.
 A sender that cannot go on, because the server does not read, says so (`Outgoing.stuck`): somebody has to
 read then, or both sides might wait for each other.
+
+With TLS, whole frames are encrypted by who has the right to send, just before they are sent, so in the
+order in which they are sent (see `zeo.wire.tls`).
 """
+
+from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from zeo.wire.framing import Frame
+
+if TYPE_CHECKING:
+    from zeo.wire.tls import Tls
 
 #: One-way messages are put together until there are so many bytes of them.  With more, the server would
 #: have nothing to do for longer than the system calls take that are saved.
@@ -17,6 +29,9 @@ POSTED_UP_TO = 16 * 1024
 
 #: Messages of so many bytes are not put together with others.
 LARGE = 64 * 1024
+
+#: So many bytes are encrypted at a time.
+SEALED_AT_A_TIME = 256 * 1024
 
 DONT_WAIT = socket.MSG_DONTWAIT
 
@@ -76,12 +91,15 @@ class Outgoing:
             finally:
                 self._lock.release()
 
+    def farewell(self) -> None:
+        """Say that nothing more will be sent, if there is a way to say so; also from a signal handler."""
+
     def close(self) -> None:
         """Close the socket when nobody sends; it must have been shut down."""
         with self._lock:
             self._sock.close()
 
-    def _transmit(self, frame: Frame) -> None:
+    def _transmit(self, frame: Iterable[bytes]) -> None:
         if self._posted:
             if sum(map(len, frame)) < LARGE:
                 frame = (b''.join((*self._posted, *frame)),)
@@ -110,3 +128,66 @@ class Outgoing:
             self._sock.sendall(rest)
         finally:
             self.stuck = False
+
+
+class SecureOutgoing(Outgoing):
+    """The same with TLS."""
+
+    __slots__ = ('_tls', '_unsent')
+
+    def __init__(self, sock: socket.socket, failed: Callable[[BaseException], None],
+                 ring: Callable[[], None], tls: Tls) -> None:
+        super().__init__(sock, failed, ring)
+        self._tls = tls
+        self._unsent = b''  # encrypted, so nothing may be sent before it
+        tls.answer = self._answer
+
+    def beat(self, frame: Frame) -> None:
+        if self._lock.acquire(False):
+            try:
+                self._send_at_once(() if self._posted or self._unsent else frame)
+            finally:
+                self._lock.release()
+
+    def farewell(self) -> None:
+        if self._lock.acquire(False):
+            try:
+                self._sock.send(self._unsent + self._tls.farewell(), DONT_WAIT)
+            except OSError:
+                pass
+            finally:
+                self._lock.release()
+
+    def _answer(self) -> None:
+        """Send what TLS has to say itself; whoever is sending now says it with what comes next.
+
+        Called by who has the right to read, so it does not wait.
+        """
+        if self._lock.acquire(False):
+            try:
+                self._send_at_once(())
+            finally:
+                self._lock.release()
+
+    def _send_at_once(self, frame: Frame) -> None:
+        """Send what the kernel takes, and keep the rest for the next sender."""
+        try:
+            self._unsent += self._tls.seal(frame)
+            self._unsent = self._unsent[self._send(self._unsent, DONT_WAIT):]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._failed(error)
+
+    def _transmit(self, frame: Iterable[bytes]) -> None:
+        parts, self._posted, self._size = [*self._posted, *frame], [], 0
+        super()._transmit(self._sealed(parts))
+
+    def _sealed(self, parts: Sequence[bytes]) -> Iterator[bytes]:
+        if sum(map(len, parts)) <= SEALED_AT_A_TIME:
+            parts = (b''.join(parts),)
+        for part in parts:
+            view = memoryview(part)
+            for at in range(0, len(part), SEALED_AT_A_TIME):
+                unsent, self._unsent = self._unsent, b''
+                yield unsent + self._tls.seal((view[at:at + SEALED_AT_A_TIME],))

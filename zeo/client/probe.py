@@ -2,21 +2,28 @@
 
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from zeo.client.dialing import Address
+from zeo.client.dialing import SPEAKS_TLS
+from zeo.client.dialing import Security
 from zeo.client.dialing import display
+from zeo.client.dialing import no_answer
+from zeo.client.dialing import secure
 from zeo.errors import ClientDisconnected
 from zeo.errors import ProtocolError
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
 from zeo.wire.messages import PROBE
+from zeo.wire.messages import looks_like_tls
 
 #: The longest answer in bytes.
 LIMIT = 16 * 1024 * 1024
 
 
-def probe(address: Address, timeout: float = 10.0) -> dict[str, dict[str, Any]]:
+def probe(address: Address, timeout: float = 10.0, security: Security | None = None,
+          ) -> dict[str, dict[str, Any]]:
     """The status of each storage, by name; no method of the server is called.
 
     Raises `ClientDisconnected` if no server answers within ``timeout`` seconds for each step.
@@ -24,9 +31,20 @@ def probe(address: Address, timeout: float = 10.0) -> dict[str, dict[str, Any]]:
     try:
         with _connect(address, timeout) as sock:
             inbox = Inbox(LIMIT)
-            _next(sock, inbox)  # the greeting, whatever the protocol
-            sock.sendall(b''.join(frame(PROBE)))
-            told = json.loads(bytes(_next(sock, inbox)))
+            question = b''.join(frame(PROBE))
+            tls = secure(sock, address, security)
+            if tls is None:
+                _next(sock.recv_into, inbox)  # the greeting, whatever the protocol
+                sock.sendall(question)
+                told = json.loads(bytes(_next(sock.recv_into, inbox)))
+            else:
+                tls.shake_hands(sock.sendall)
+                _next(tls.recv_into, inbox)
+                sock.sendall(tls.seal((question,)))
+                told = json.loads(bytes(_next(tls.recv_into, inbox)))
+    except TimeoutError:
+        error = no_answer(timeout, security is None and not isinstance(address, str))
+        raise ClientDisconnected(f'no server answers at {display(address)} ({error})') from None
     except (OSError, ValueError, ProtocolError) as error:
         raise ClientDisconnected(f'no server answers at {display(address)} ({error})') from None
     if not isinstance(told, dict) or not all(isinstance(each, dict) for each in told.values()):
@@ -47,10 +65,12 @@ def _connect(address: Address, timeout: float) -> socket.socket:
     return sock
 
 
-def _next(sock: socket.socket, inbox: Inbox) -> bytes | bytearray:
+def _next(recv_into: Callable[[memoryview], int], inbox: Inbox) -> bytes | bytearray:
     while (payload := inbox.next()) is None:
-        count = sock.recv_into(inbox.buffer())
+        count = recv_into(inbox.buffer())
         if not count:
             raise ConnectionError('the connection was closed')
         inbox.advance(count)
+        if looks_like_tls(inbox.beginning(2)):
+            raise ConnectionError(SPEAKS_TLS)
     return payload

@@ -24,6 +24,7 @@ from zeo.client.channel import Channel
 from zeo.client.channel import Notice
 from zeo.client.dialing import Address
 from zeo.client.dialing import Line
+from zeo.client.dialing import Security
 from zeo.client.dialing import dial
 from zeo.client.dialing import display
 from zeo.client.dialing import is_asking
@@ -52,6 +53,10 @@ HOPE = 1.0
 
 #: Seconds that `Supervisor.close` waits for each thread, which has been told to end.
 JOIN = 5.0
+
+
+#: So many different reasons are logged why there is no connection, each once.
+MOST_REASONS = 20
 
 
 class State(Enum):
@@ -88,7 +93,7 @@ class Link:
         self.channel = Channel(
             line.sock, line.inbox,
             {'invalidateTransaction': lambda tid, oids: self.early.append((tid, oids))},
-            loaded=upkeep.loaded, address=display(line.address))
+            loaded=upkeep.loaded, address=display(line.address), tls=line.tls)
         self.channel.set_timeout(REPLY_PATIENCE)
 
     def offers(self, extension: str) -> bool:
@@ -113,7 +118,8 @@ class Supervisor:
     def __init__(self, addresses: Sequence[Address], storage: str, upkeep: Upkeep, *,
                  connected: Callable[[Link], None], read_only: bool = False, fallback: bool = False,
                  label: str | None = None, wait_timeout: float = 30.0, min_poll: float = 0.1,
-                 max_poll: float = 30.0, notices: Mapping[str, Notice] | None = None) -> None:
+                 max_poll: float = 30.0, notices: Mapping[str, Notice] | None = None,
+                 security: Security | None = None) -> None:
         self.addresses = list(addresses)
         self.link: Link | None = None  # for callers; set while READY
         self._storage = storage
@@ -126,11 +132,13 @@ class Supervisor:
         self._min_poll = min_poll
         self._max_poll = max(min_poll, max_poll)
         self._notices = dict(notices or {})
+        self._security = security
         # Guards all that follows and is notified whenever some of it changes.  Reentrant, because a
         # signal handler may close while its thread waits for a connection.
         self._changed = threading.Condition(threading.RLock())
         self._state = State.RESTING
         self._failure: Exception | None = None  # why the last attempt failed
+        self._told: set[str] = set()  # the reasons that were logged since there was a connection
         self._waiters = 0
         self._open: set[Channel] = set()  # all channels there are, to end them when closing
         self._better: Link | None = None  # a writable server's, found by the seeker
@@ -289,7 +297,7 @@ class Supervisor:
                 self._forget(better, str(error))
         in_hand: Link | None = None
         until = 0.0
-        lines = dial(self.addresses, self._interruption)
+        lines = dial(self.addresses, self._interruption, self._security)
         try:
             for line in lines:
                 if line is not None:
@@ -395,6 +403,7 @@ class Supervisor:
             ready = self._move(State.READY)
             if ready:
                 self._failure = None
+                self._told.clear()
                 self.link = link
         if not ready:
             self._forget(link, 'the storage was closed')
@@ -426,10 +435,13 @@ class Supervisor:
         with self._changed:
             if self._state is State.CLOSED:
                 return
-            known = self._failure is not None and _said(self._failure) == _said(failure)
             self._failure = failure
+            reason = _said(failure)
+            known = reason in self._told or len(self._told) >= MOST_REASONS
+            if not known:
+                self._told.add(reason)
         logger.log(logging.DEBUG if known else logging.WARNING,
-                   'No connection to storage %s: %s', self._storage, _said(failure))
+                   'No connection to storage %s: %s', self._storage, reason)
 
     def _is_closed(self) -> bool:
         return self._state is State.CLOSED
@@ -484,7 +496,7 @@ class Supervisor:
             return
 
     def _find_writable(self) -> Link | None:
-        lines = dial(self.addresses, self._interruption)
+        lines = dial(self.addresses, self._interruption, self._security)
         try:
             for line in lines:
                 if line is not None:

@@ -118,7 +118,8 @@ def _path(url: str) -> str:
 
 def _options(found: Any, loader: '_Loader') -> dict[str, Any]:
     zeo, runner = _given(found.zeo), _given(found.runner)
-    options = {name: value for name, value in zeo.items() if name not in ('pid_filename', 'msgpack')}
+    options = {name: value for name, value in zeo.items() if name not in ('pid_filename', 'msgpack', 'ssl')}
+    options |= {f'tls_{name}': value for name, value in zeo.get('ssl', {}).items()}
     if 'pid_filename' in zeo:
         options.setdefault('pid_file', zeo['pid_filename'])
     if 'user' in runner:

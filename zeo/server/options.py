@@ -59,6 +59,11 @@ class Options:
     invalidation_queue_size: int = DEFAULT_QUEUE_SIZE
     invalidation_age: float | None = None  #: seconds; None: as many as the queue holds
     client_conflict_resolution: bool = False
+    tls_certificate: str | None = None  #: this and the next: see `zeo.wire.certificates`
+    tls_key: str | None = None
+    tls_password_file: str | None = None
+    tls_password_function: str | None = None
+    tls_authenticate: str | None = None
     configuration: str | None = None  #: the file, as given
     places: Mapping[str, str] = field(default_factory=dict)  #: ``FILE:LINE`` of values that are from there
     notices: tuple[str, ...] = ()  #: what the configuration file has that has no meaning here
@@ -156,6 +161,14 @@ def parse(arguments: Sequence[str]) -> Options:
         addresses.append(found.unix)
     if not (addresses or found.addresses or os.environ.get('LISTEN_FDS')):
         parser.error('no address to listen on: give a port with -p, a socket file with -U, or both')
+    if found.tls_certificate is None:
+        if found.tls_key or found.tls_password_file or found.tls_authenticate:
+            parser.error('TLS needs a certificate; give it with --tls-certificate')
+    elif hasattr(found, 'tls_check_hostname') or hasattr(found, 'tls_server_hostname'):
+        parser.error('check-hostname and server-hostname in <ssl> are for clients')
+    elif not os.environ.get('LISTEN_FDS') and all(
+            isinstance(address, str) for address in addresses or found.addresses):
+        parser.error('TLS is spoken at a port, not at a socket file; give a port with -p')
 
     if found.daemon and not found.debug and found.log is None:
         parser.error('-d leaves the terminal; say with --log which file the log goes to')
@@ -235,6 +248,18 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         '--client-conflict-resolution', action=argparse.BooleanOptionalAction, help=(
             'leave the resolution of write conflicts to the clients, which have the classes'))
+
+    tls = parser.add_argument_group('TLS, at addresses with a port')
+    tls.add_argument('--tls-certificate', type=values.path, metavar='FILE', help=(
+        "speak TLS, with the certificate in this file (PEM), and those between it and its authority"
+        " (default: no TLS)"))
+    tls.add_argument('--tls-key', type=values.path, metavar='FILE', help=(
+        'the private key is in this file (default: in that of the certificate)'))
+    tls.add_argument('--tls-password-file', type=values.path, metavar='FILE', help=(
+        "the key's password is the first line of this file (default: it has none)"))
+    tls.add_argument('--tls-authenticate', type=values.path, metavar='FILE', help=(
+        'demand a certificate of clients: one that is in this file, or in a file of this folder, or is signed'
+        ' by one there (default: everybody is served)'))
 
     process = parser.add_argument_group('the process')
     process.add_argument('-u', '--user', metavar='USER', help=(

@@ -72,7 +72,7 @@ class Outbox:
         self.limit = limit
         self.size_sent = 0
         self.deliver: Callable[[], None] = _nobody_delivers
-        self._parts: deque[bytes] = deque()
+        self._parts: deque[bytes | memoryview] = deque()
         self._mutex = threading.Lock()
         # Notified, if `_waiting`, when something was announced, when there is more room, and at
         # the end.  Every wait has a time-out.
@@ -193,9 +193,9 @@ class Outbox:
 
     # ---- what goes out: whoever has the turn to write ---------------------------
 
-    def take(self, most: int = 256 * 1024) -> list[bytes]:
+    def take(self, most: int = 256 * 1024) -> list[bytes | memoryview]:
         """Take parts from the front: at least one if there is any, then up to ``most`` bytes."""
-        taken: list[bytes] = []
+        taken: list[bytes | memoryview] = []
         with self._mutex:
             parts = self._parts
             size = 0
@@ -213,6 +213,13 @@ class Outbox:
             if self._waiting:
                 self._changed.notify_all()
         return taken
+
+    def put_back(self, part: bytes | memoryview) -> None:
+        """The rest of the last part that was taken: it is the first one again."""
+        with self._mutex:
+            if not self.gone:
+                self._parts.appendleft(part)
+                self.backlog += len(part)
 
     def end(self) -> None:
         """Nothing more will be sent: the connection is closed.  May be called more than once."""

@@ -80,6 +80,7 @@ class Session:
         self.connected = time.time()
         self.received = 0  # bytes
         self.label = ''
+        self.certificate_name: str | None = None  # of the client's certificate, if it had to have one
         self._address = client
         self._storages = storages
         self._hang_up = hang_up

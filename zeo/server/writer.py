@@ -5,7 +5,12 @@ once.  Only one thread at a time may send over a socket: it has the *turn to wri
 goes away, because the one who has it looks into the outbox once more after giving it back.  When the
 kernel takes no more, the turn passes to the `Writer`'s thread, which sends the rest as the client reads
 it.
+
+With TLS, what is taken from the outbox is encrypted when it is taken: by who has the turn, so in the order
+in which it is sent (see `zeo.wire.tls`).
 """
+
+from __future__ import annotations
 
 import contextlib
 import logging
@@ -15,8 +20,13 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from zeo.server.outbox import Outbox
+
+if TYPE_CHECKING:
+    from zeo.wire.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +42,9 @@ _AT_A_TIME = 1024 * 1024
 
 DONT_WAIT = socket.MSG_DONTWAIT
 
+#: So many bytes are encrypted at a time.
+_SEALED_AT_A_TIME = 256 * 1024
+
 #: How long in seconds the end of a connection waits for a thread that is just sending.
 CLOSING_PATIENCE = 10.0
 
@@ -43,6 +56,7 @@ class Line:
         self.sock = sock
         self.outbox = outbox
         self._send = sock.send
+        self._take: Callable[[], list[bytes] | list[bytes | memoryview]] = outbox.take
         self._writer = writer
         # The turn to write.  Held for one sending that does not wait, or by the writer's thread
         # for as long as the client does not read.
@@ -83,7 +97,7 @@ class Line:
             if not rest:
                 if not outbox.backlog:
                     return True
-                rest.extend(outbox.take())
+                rest.extend(self._take())
                 if not rest:
                     return True
                 if not patience and outbox.size_sent > enough:
@@ -145,6 +159,50 @@ class Line:
         with self._ending:
             self._closed = True
             self.sock.close()
+
+
+class SecureLine(Line):
+    """The same with TLS."""
+
+    def __init__(self, sock: socket.socket, outbox: Outbox, writer: 'Writer', tls: Tls) -> None:
+        super().__init__(sock, outbox, writer)
+        self._tls = tls
+        self._take = self._take_sealed
+        tls.answer = self._answer
+
+    def _take_sealed(self) -> list[bytes]:
+        """With the turn: the next parts of the outbox, encrypted."""
+        outbox = self.outbox
+        parts = outbox.take(_SEALED_AT_A_TIME)
+        if len(parts) == 1 and len(parts[0]) > _SEALED_AT_A_TIME:
+            whole = memoryview(parts[0])
+            outbox.put_back(whole[_SEALED_AT_A_TIME:])
+            parts = [whole[:_SEALED_AT_A_TIME]]
+        try:
+            sealed = self._tls.seal(parts)
+        except OSError:
+            outbox.end()  # the reading thread finds out, too
+            return []
+        return [sealed] if sealed else []
+
+    def _answer(self) -> None:
+        """Send what TLS has to say itself; whoever is sending now says it with what comes next."""
+        if self._turn.acquire(False):
+            self._rest.extend(self._take_sealed())
+            if not self.send():
+                self._writer.take_over(self)
+                return
+            self._turn.release()
+            self.push()
+
+    def close(self) -> None:
+        """Tell the client that this is the end, if it takes that at once."""
+        if not self._closed and self._turn.acquire(False):
+            if not self._rest and not self.outbox.backlog:
+                with contextlib.suppress(OSError):
+                    self.sock.send(self._tls.farewell(), DONT_WAIT)
+            self._turn.release()
+        super().close()
 
 
 class Writer:

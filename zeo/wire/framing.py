@@ -71,6 +71,10 @@ class Inbox:
             return self._view[self._end:] if self._end else self._view
         return memoryview(self._long)[self._filled:]
 
+    def beginning(self, count: int) -> bytes:
+        """The first bytes, at most so many, of what was received and is not yet taken."""
+        return bytes(self._view[self._start:min(self._start + count, self._end)])
+
     def advance(self, count: int) -> None:
         """Note that ``count`` bytes were written into `buffer()`."""
         if self._long is None:

@@ -56,6 +56,18 @@ PickledId = bytes
 REPLY = '.reply'
 
 
+#: The first byte of what a peer says that speaks TLS: an alert, or the handshake.
+TLS_BEGINS_WITH = {21, 22}
+
+#: What says in the clear that TLS is spoken here: a fatal alert (handshake_failure).
+TLS_ALERT = bytes([21, 3, 1, 0, 2, 2, 40])
+
+
+def looks_like_tls(first: bytes) -> bool:
+    """Whether these first two bytes of a stream are those of TLS; no short frame begins with them."""
+    return len(first) == 2 and first[0] in TLS_BEGINS_WITH and first[1] == 3
+
+
 def answer_to_greeting(greeting: bytes | bytearray) -> bytes | None:
     """What a client answers to a server's greeting; None if it cannot talk to that server."""
     encoding, version = greeting[:1], greeting[1:]
