@@ -19,6 +19,7 @@ from zeo.client import cache as cache_module
 from zeo.client import cachefile
 from zeo.client.cache import ASIDE, ASIDE_SIZE, Cache, CacheUnavailable, cache_path, open_cache
 from zeo.client.cachefile import Log
+from zeo.client.cacheledger import MOVES
 
 A, B, C = p64(1), p64(2), p64(3)
 T1, T2, T3, T4 = p64(10), p64(20), p64(30), p64(40)
@@ -168,6 +169,34 @@ def test_what_others_change_does_not_disturb_what_is_set_aside_unless_it_is_that
     cache.invalidate(T3, [B, A])
     assert not cache._aside and cache.load(A) is None
     assert cache.loadBefore(A, T3) == (b'one', T1, T3)
+
+
+def test_a_moving_last_tid_disturbs_nothing(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'other')
+    cache.flush()
+    for _ in range(3):
+        cache.load(A)
+    cache.store(C, T1, None, b'new')
+    cache.set_last_tid(T2)
+    assert A in cache._hot and C in cache._aside
+    assert cache.load(A) == (b'one', T1) and cache.load(C) == (b'new', T1)
+    assert cache.last_tid == T2
+
+
+def test_a_kill_takes_the_last_tid_back_only_by_so_many_transactions(
+        opened: Callable[..., Cache], path: str, tmp_path: Path) -> None:
+    cache = opened(path, MB)
+    for number in range(1, 3 * MOVES):
+        cache.set_last_tid(p64(number))
+        found = copied(cache, tmp_path / 'copy.zec', MB)
+        assert number - MOVES <= u64(found.last_tid) <= number
+        found.close()
+    cache.flush()
+    found = copied(cache, tmp_path / 'copy.zec', MB)
+    assert found.last_tid == cache.last_tid
+    found.close()
 
 
 def test_a_suspect_that_others_change_is_forgotten(opened: Callable[..., Cache]) -> None:

@@ -290,6 +290,7 @@ def history(cache: Cache, truth: Truth) -> list[bytes]:
 
     def move() -> None:
         cache.set_last_tid(truth.last_tid)
+        cache.flush()                           # else it is noted only now and then
         last_tids.append(truth.last_tid)
 
     def commit(*oids: bytes) -> None:

@@ -377,7 +377,12 @@ class Cache:
 
     def set_last_tid(self, tid: bytes) -> None:
         """The contents are valid up to `tid`; ValueError if that goes backwards."""
-        if self._move(u64(tid)) is False:
+        number = u64(tid)
+        with self._mutex:
+            # What is hit, and what was set aside, stays: that is current now, as it was before.
+            if not self._changing and not self._closed and self._ledger.advance(number):
+                return
+        if self._move(number) is False:
             raise ValueError(f'last tid may not go back from {self.last_tid.hex()} to {tid.hex()}')
 
     @_change
@@ -415,10 +420,9 @@ class Cache:
     def flush(self) -> None:
         """Let the file have all that was learned; what is not there yet is lost if the process is killed.
 
-        Happens by itself after every 64 KB and at the end.
+        Happens by itself after every 64 KB, now and then as the last tid moves, and at the end.
         """
-        if self._ledger.sound:
-            self._log.flush()
+        self._ledger.flush()
 
     # Beginning, failing, recovering
 

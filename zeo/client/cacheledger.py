@@ -36,6 +36,10 @@ OIDS = Struct('>Q')
 MOST_USED = 3
 GRAIN = 128
 
+#: The last tid moves with every transaction of anybody.  The file is told after so many: what is older is as
+#: true, and who opens it asks the server for what has changed since.
+MOVES = 50
+
 
 class Ledger:
     """An index whose every change is noted in a log.
@@ -50,6 +54,8 @@ class Ledger:
         self.index = Index()
         #: The contents are valid up to this tid.
         self.last_tid = 0
+        #: How often that has moved since it was noted.
+        self._moves = 0
         #: The log says what the index says.  Else nothing may be written before it starts over.
         self.sound = False
         #: Hits since a record was written, by its offset // GRAIN.  Inexact: nobody locks it.
@@ -119,16 +125,34 @@ class Ledger:
         self.index.forget(oid, start)
         self._note(FORGET, oid=oid, start=start)
 
+    def advance(self, last_tid: int) -> bool:
+        """The contents are valid up to `last_tid`; False: nothing was done, call `move`."""
+        if self._moves < MOVES and self.sound and last_tid > self.last_tid:
+            self.last_tid = last_tid
+            self._moves += 1
+            return True
+        return False
+
     def move(self, last_tid: int) -> None:
-        """The contents are valid up to `last_tid`, not earlier than before."""
+        """The contents are valid up to `last_tid`, not earlier than before; let the file have it."""
         if last_tid > self.last_tid:
             self.last_tid = last_tid
-            self._note(LAST_TID, start=last_tid)
+            self._moves += 1
+            self.flush()
+
+    def flush(self) -> None:
+        """Let the file have all that was learned."""
+        if self.sound:
+            if self._moves:
+                self._moves = 0
+                self._note(LAST_TID, start=self.last_tid)
+            self.log.flush()
 
     def start_over(self, last_tid: int) -> None:
         """Forget everything, also in the file."""
         self.forget_all()
         self.last_tid = last_tid
+        self._moves = 0
         self.log.start_over(last_tid)
         self.sound = True
 
@@ -189,8 +213,13 @@ class Ledger:
 
     def close(self, remember: bool) -> None:
         """Close the file; `remember` that it need not be replayed."""
-        self.log.close(b''.join([p64(self.last_tid), self._used, self.index.pack()])
-                       if remember and self.sound else None)
+        summary = None
+        try:
+            if remember and self.sound:
+                self.flush()
+                summary = b''.join([p64(self.last_tid), self._used, self.index.pack()])
+        finally:
+            self.log.close(summary)
 
     def open(self) -> bool:
         """Know what the file has to tell, which is not empty; tells whether it had been closed.
