@@ -21,14 +21,13 @@ from ZConfig.matcher import SchemaMatcher
 
 SCHEMA = Path(__file__).with_name('schema.xml')
 
-_SERVED = 'start the server with -d, or by other means'
 #: Keys of ZEO's and zdaemon's that are understood, and have no meaning here; each with the reason.
 WITHOUT_MEANING = {
     ('zeo', 'msgpack'): 'clients are spoken to in the protocol that all of them know',
     ('runner', 'program'): '-d starts this server',
     ('runner', 'python'): '-d starts this server',
     ('runner', 'zdrun'): '-d starts zdaemon as it is installed',
-    ('runner', 'daemon'): _SERVED,
+    ('runner', 'daemon'): 'the option -d says so',
     ('runner', 'start-test-program'): '-d waits until the server is ready',
     ('runner', 'start-timeout'): '-d waits until the server is ready',
     ('runner', 'stop-timeout'): 'a server ends when what is being finished is finished',
