@@ -373,13 +373,15 @@ def test_checking_finds_users_and_folders_that_are_not_there(folder, capfd, monk
     monkeypatch.chdir(folder)
     monkeypatch.delenv('INSTANCE_HOME', raising=False)
     (folder / 'zeo.conf').write_text(
-        '<zeo>\naddress ./no/sock\nuser no-such-user\npid-file no/pid\n</zeo>\n<mappingstorage/>\n')
+        '<zeo>\naddress ./no/sock\naddress 1\nuser no-such-user\npid-file no/pid\n<ssl>\ncertificate no\n</ssl>\n'
+        '</zeo>\n<mappingstorage/>\n')
     assert start.main(['--check', '-C', 'zeo.conf', '--log=no/log']) == 2
-    user, address, pid, log = capfd.readouterr().err.splitlines()
-    assert user.startswith("zeo.start: zeo.conf:3: there is no user 'no-such-user'; give the name or the number")
+    user, tls, address, pid, log = capfd.readouterr().err.splitlines()
+    assert tls.startswith('zeo.start: zeo.conf:6: TLS: ')
+    assert user.startswith("zeo.start: zeo.conf:4: there is no user 'no-such-user'; give the name or the number")
     problem = f'the folder {folder}/no does not exist; create it, or choose another one'
     assert address == f'zeo.start: zeo.conf:2: ./no/sock: {problem}'
-    assert pid == f'zeo.start: zeo.conf:4: {folder}/no/pid: {problem}'
+    assert pid == f'zeo.start: zeo.conf:5: {folder}/no/pid: {problem}'
     assert log == f'zeo.start: no/log: {problem}'
 
 

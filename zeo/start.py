@@ -98,7 +98,7 @@ def _problems(options: Options) -> Iterator[str]:
         _tls(options)
     except CannotStart as error:
         yield f'{at("tls_certificate")}{error}'
-    made: list[tuple[str, Any]] = [('addresses', path) for path in options.addresses]
+    made: list[tuple[str, Any]] = [(str(path), path) for path in options.addresses]
     made += [('pid_file', pid_file(options, os.environ)), ('log', options.log), ('profile', options.profile)]
     for name, path in made:
         if isinstance(path, str) and not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):

@@ -128,9 +128,11 @@ def _options(found: Any, loader: '_Loader') -> dict[str, Any]:
     if found.eventlog is not None:
         options['log'] = found.eventlog
     options['sections'] = _sections(found.storages, loader)
-    names = {'address': 'addresses', 'pid-filename': 'pid_file'}
+    names = {'pid-filename': 'pid_file', 'ssl': 'tls_certificate'}
     options['places'] = {names.get(key, key.replace('-', '_')): place
                          for kind, key, place in loader.keys if kind in ('zeo', 'runner')}
+    listening = [place for kind, key, place in loader.keys if (kind, key) == ('zeo', 'address')]
+    options['places'] |= zip(map(str, zeo.get('addresses', ())), listening)
     options['notices'] = tuple(
         f'{place}: {key} in <{kind}> has no meaning here: {WITHOUT_MEANING[kind, key]}'
         for kind, key, place in loader.keys if (kind, key) in WITHOUT_MEANING)

@@ -65,7 +65,8 @@ class Options:
     tls_password_function: str | None = None
     tls_authenticate: str | None = None
     configuration: str | None = None  #: the file, as given
-    places: Mapping[str, str] = field(default_factory=dict)  #: ``FILE:LINE`` of values that are from there
+    #: ``FILE:LINE`` of the values that are from there, by their names; of an address by itself.
+    places: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()  #: what the configuration file has that has no meaning here
     runner: Mapping[str, Any] = field(default_factory=dict)  #: keys of <runner>, for zdaemon
     daemon: bool = False
@@ -173,9 +174,8 @@ def parse(arguments: Sequence[str]) -> Options:
     if found.daemon and not found.debug and found.log is None:
         parser.error('-d leaves the terminal; say with --log which file the log goes to')
 
-    given = {'addresses'} if addresses else set()
     places = {name: place for name, place in stated['places'].items()
-              if name not in given and getattr(found, name, None) == stated.get(name)}
+              if getattr(found, name, None) == stated.get(name)}
     return Options(**{field.name: getattr(found, field.name) for field in fields(Options)
                       if hasattr(found, field.name)} | {
         'addresses': tuple(addresses or found.addresses),
