@@ -24,6 +24,8 @@ from tests.server.talk import in_thread
 from tests.server.talk import oid
 from tests.system.servers import until
 from zeo import StorageServer as module
+from zeo.server.limits import FIRST_FRAMES
+from zeo.server.limits import Limits
 from zeo.StorageServer import StorageServer
 from zeo.wire import messages
 
@@ -164,29 +166,24 @@ def test_a_probe_is_told_the_status_of_all_storages(start: Start, connect: Conne
     ids=['nothing', 'half a frame', 'no register', 'register in vain'])
 def test_who_takes_too_long_to_introduce_himself_is_disconnected(
         start: Start, connect: Connect, say: Callable[[SocketPeer], Any],
-        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(module, 'HANDSHAKE_PATIENCE', .1)
-    server = start()
+        caplog: pytest.LogCaptureFixture) -> None:
+    server = start(limits=Limits(registration_timeout=.1))
     peer = connect(server, register=False)
     say(peer)
     assert is_closed(peer)
     assert 'took too long to introduce itself' in caplog.text
 
 
-def test_who_keeps_talking_does_not_get_more_time(
-        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'HANDSHAKE_PATIENCE', .1)
-    peer = connect(start(), register=False)
+def test_who_keeps_talking_does_not_get_more_time(start: Start, connect: Connect) -> None:
+    peer = connect(start(limits=Limits(registration_timeout=.1)), register=False)
     peer.send(b'Z5')
     with pytest.raises(OSError):
         while True:
             peer.ask('register', 'nobody', False)
 
 
-def test_who_is_registered_has_all_the_time(
-        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'HANDSHAKE_PATIENCE', .1)
-    server = start()
+def test_who_is_registered_has_all_the_time(start: Start, connect: Connect) -> None:
+    server = start(limits=Limits(registration_timeout=.1))
     peer, late = connect(server), connect(server, register=False)
     assert is_closed(late)  # so much time has gone by
     assert peer.call('ping') is None
@@ -194,19 +191,19 @@ def test_who_is_registered_has_all_the_time(
 
 def test_frames_are_short_before_register_and_long_after_it(connect: Connect, server: StorageServer) -> None:
     peer = connect(server, register=False)
-    peer.sock.sendall(struct.pack('>I', module.FIRST_FRAMES + 1))
+    peer.sock.sendall(struct.pack('>I', FIRST_FRAMES + 1))
     assert is_closed(peer)
     peer = connect(server, register=False, reading=False)
     peer.send(messages.GREETING)
     peer.ask('register', '1', False)
-    peer.begin(1, (oid(1), z64, b'x' * module.FIRST_FRAMES * 10))  # without waiting for an answer
+    peer.begin(1, (oid(1), z64, b'x' * FIRST_FRAMES * 10))  # without waiting for an answer
     peer.start_reading()
     peer.call('vote', 1)
     peer.call('tpc_finish', 1)
 
 
 @pytest.mark.parametrize('data', [
-    b'\0\0\0\0', struct.pack('>I', module.LONGEST_FRAME + 1), b'\xff' * 4, b'\0\0\0\3abc'],
+    b'\0\0\0\0', struct.pack('>I', Limits.max_message + 1), b'\xff' * 4, b'\0\0\0\3abc'],
     ids=['empty', 'too long', '4 GB', 'nonsense'])
 def test_what_is_no_frame_or_no_message_ends_that_connection_only(
         connect: Connect, server: StorageServer, data: bytes, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,8 @@ Beside these, `Line`'s turn to write is only ever tried, never waited for (excep
 is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
 beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
 beside it, of a line's closing, of what TLS encrypts (`zeo.wire.tls`), of a count in the statistics, and of
-warnings that are logged seldom.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.
+lines that are logged seldom, with their hosts.  No storage is called and nothing is sent under 3, 4, 5 or a
+leaf.
 """
 
 from __future__ import annotations
@@ -45,8 +46,16 @@ from typing import Any
 from zeo.errors import ProtocolError
 from zeo.errors import TlsError
 from zeo.server import addresses as listening
-from zeo.server.logs import Seldom
+from zeo.server.limits import FIRST_FRAMES
+from zeo.server.limits import READERS_FRAMES
+from zeo.server.limits import Door
+from zeo.server.limits import Full
+from zeo.server.limits import Limits
+from zeo.server.limits import files_for_connections
+from zeo.server.seldom import Seldom
+from zeo.server.seldom import SeldomEach
 from zeo.server.outbox import Outbox
+from zeo.server.roles import Roles
 from zeo.server.served import Served
 from zeo.server.session import Session
 from zeo.server.values import DEFAULT_SOCKET_MODE
@@ -68,16 +77,9 @@ logger = logging.getLogger(__name__)
 #: ``(host, port)``, or the path of a Unix domain socket.
 Address = tuple[str, int] | str
 
-#: How long in seconds a client may take for the handshake and for registering.
-HANDSHAKE_PATIENCE = 30.0
-
 #: With TLS it is the client who begins, as soon as it is connected; one that has said nothing after so
 #: many seconds is told that TLS is spoken here.
 FIRST_WORD_PATIENCE = 5.0
-
-#: The longest frame in bytes that a client may send before it is registered, and after.
-FIRST_FRAMES = 64 * 1024
-LONGEST_FRAME = 1024**3
 
 #: Replies are sent when so many bytes have piled up, though there are more requests to serve first.
 _ENOUGH = 128 * 1024
@@ -103,15 +105,17 @@ class StorageServer:
     end.  ``addresses`` are ``(host, port)`` (host ``''``: all interfaces; port 0: a free one) or paths
     of Unix domain sockets, whose files get the permissions ``socket_mode``, or sockets that listen already,
     which the server closes.  The options are explained in start.txt; ``transaction_timeout`` and
-    ``invalidation_age`` are in seconds, None switches them off.  With ``ssl``, the context of a server
-    (`zeo.wire.certificates.server_context` makes one), TLS is spoken at addresses with a port.
+    ``invalidation_age`` are in seconds, None switches them off; without ``roles`` everybody may do everything.
+    With ``ssl``, the context of a server (`zeo.wire.certificates.server_context` makes one), TLS is spoken at
+    addresses with a port.
     """
 
     def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address | socket.socket], *,
                  read_only: bool = False, transaction_timeout: float | None = 30.0,
                  invalidation_queue_size: int = 100, invalidation_age: float | None = None,
                  client_conflict_resolution: bool = False,
-                 socket_mode: int = DEFAULT_SOCKET_MODE, ssl: ssl.SSLContext | None = None) -> None:
+                 socket_mode: int = DEFAULT_SOCKET_MODE, ssl: ssl.SSLContext | None = None,
+                 limits: Limits = Limits(), roles: Roles = Roles()) -> None:
         by_storage: dict[int, Served] = {}
         self._served: dict[str, Served] = {}
         for name, storage in storages.items():
@@ -127,11 +131,17 @@ class StorageServer:
         self._socket_mode = socket_mode
         self._listeners: list[_Listener] = []
         self._writer = Writer()
+        self.limits = limits
+        self.roles = roles
         # For connections that end before they have registered: a port scan must not fill the log.
-        self._strangers = Seldom(logger)
+        self.strangers = Seldom(logger)
+        # For clients that break the protocol; some do so again and again.
+        self.offenders = SeldomEach(logger)
         self._ssl = ssl
-        # Guards `_connections` and `_closing`; a leaf.
+        # Guards `_connections`, `_door` and `_closing`; a leaf.
         self._mutex = threading.Lock()
+        self._door = Door(max(1, min(limits.max_connections, files_for_connections())),
+                          limits.max_connections_per_address)
         self._connections: dict[Connection, threading.Thread] = {}
         self._closing = False
         self._closed = threading.Event()
@@ -173,21 +183,50 @@ class StorageServer:
 
     # ---- connections ------------------------------------------------------------------
 
-    def serve(self, sock: socket.socket, client: str) -> None:
-        """Serve one client to its end, in the calling thread."""
+    def serve(self, sock: socket.socket, client: str, host: str | None = None,
+              address: Address | None = None) -> None:
+        """Serve one client to its end, in the calling thread.
+
+        ``host`` is where it is, unless it is here; ``address`` is the one that it has connected to.
+        """
         context = None if sock.family == socket.AF_UNIX else self._ssl
-        connection = Connection(sock, client, self._served, self._writer, self._strangers, context)
-        with self._mutex:
-            if self._closing:
-                connection.close()
-                return
-            self._connections[connection] = threading.current_thread()
+        connection = Connection(self, sock, client, host or client.partition('#')[0], address, context)
+        if not self._let_in(connection, host):
+            connection.close()
+            return
         try:
             connection.run()
         finally:
             connection.close()
             with self._mutex:
                 del self._connections[connection]
+                self._door.leave(connection)
+
+    def _let_in(self, connection: 'Connection', host: str | None) -> bool:
+        """Whether there is room; somebody else may have to leave for it."""
+        try:
+            with self._mutex:
+                if self._closing:
+                    return False
+                leaving = self._door.enter(connection, host)
+                self._connections[connection] = threading.current_thread()
+        except Full as full:
+            self.strangers.warning('%s: refused: %s', connection.session.client, full)
+            return False
+        if isinstance(leaving, Connection):
+            self.strangers.warning('%s: disconnected: it has not introduced itself, and others want to come in',
+                                   leaving.session.client)
+            leaving.line.hang_up()
+        return True
+
+    def has_registered(self, connection: 'Connection') -> None:
+        """It need not make room for others any more."""
+        with self._mutex:
+            self._door.registered(connection)
+
+    @property
+    def writer(self) -> Writer:
+        return self._writer
 
     @property
     def connections(self) -> list['Connection']:
@@ -233,28 +272,34 @@ class StorageServer:
             self._closed.set()
 
 
+class Idle(Exception):
+    """A registered client has been silent for too long."""
+
+
 class Connection:
     """A client's socket with its session, and the loop that reads from the one into the other."""
 
-    def __init__(self, sock: socket.socket, client: str, storages: Mapping[str, Served],
-                 writer: Writer, strangers: Seldom, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, server: StorageServer, sock: socket.socket, client: str, host: str,
+                 address: Address | None, context: ssl.SSLContext | None) -> None:
+        self._server = server
         self._sock = sock
+        self._host = host
+        self._limits = server.limits
         self._tls: Tls | None = None
         self._recv_into: Callable[[memoryview], int] = sock.recv_into
-        self._storages = storages
-        self._strangers = strangers
         self._stopping = False
         self._deadline = 0.0  # time.monotonic() at which the client has to be registered
         outbox = Outbox()
         if context is None:
-            self.line = Line(sock, outbox, writer)
+            self.line = Line(sock, outbox, server.writer)
         else:
             from zeo.wire.tls import Tls  # who does without does not load OpenSSL
 
             self._tls = Tls(context, self._receive_in_time, server_side=True)
             self._recv_into = self._tls.recv_into
-            self.line = SecureLine(sock, outbox, writer, self._tls)
-        self.session = Session(storages, outbox, client, self.line.hang_up)
+            self.line = SecureLine(sock, outbox, server.writer, self._tls)
+        self.session = Session(server.storages, outbox, client, self.line.hang_up, limits=server.limits,
+                               roles=server.roles, address=address)
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
 
@@ -264,20 +309,28 @@ class Connection:
         inbox = Inbox(FIRST_FRAMES, 32 * 1024)
         try:
             self._set_up_socket()
-            self._deadline = time.monotonic() + HANDSHAKE_PATIENCE
+            self._deadline = time.monotonic() + self._limits.registration_timeout
             if self._tls is not None:
                 self._agree_on_tls(self._tls)
             if self._handshake(inbox):
-                inbox.limit = LONGEST_FRAME
-                self._set_time_limit(0)
+                self._server.has_registered(self)
+                inbox.limit = self._limits.max_message
+                if session.read_only:
+                    inbox.limit = min(inbox.limit, READERS_FRAMES)
+                self._set_time_limit(self._limits.idle_timeout or 0)
                 if self._tls is not None:
                     self._tls.receive = self._sock.recv
                 self._converse(inbox)
         except (ProtocolError, TlsError) as error:
-            warn = logger.warning if session.is_registered else self._strangers.warning
-            warn('%s: disconnected: %s', session.client, error)
+            seldom = self._server.offenders.of(self._host) if session.is_registered else \
+                self._server.strangers
+            seldom.warning('%s: disconnected: %s', session.client, error)
         except TimeoutError:
-            self._strangers.warning('%s: disconnected: it took too long to introduce itself', session.client)
+            self._server.strangers.warning('%s: disconnected: it took too long to introduce itself',
+                                           session.client)
+        except Idle:
+            logger.info('%s: disconnected: it has not said anything for %g s', session.client,
+                        self._limits.idle_timeout)
         except OSError as error:
             logger.log(logging.INFO if session.is_registered else logging.DEBUG,
                        '%s: lost: %s', session.client, error.strerror or error)
@@ -347,7 +400,8 @@ class Connection:
     def _agree_on_tls(self, tls: Tls) -> None:
         """The handshake of TLS."""
         sock = self._sock
-        end, self._deadline = self._deadline, time.monotonic() + FIRST_WORD_PATIENCE
+        end = self._deadline
+        self._deadline = min(end, time.monotonic() + FIRST_WORD_PATIENCE)
 
         def send(said: bytes) -> None:
             self._deadline = end  # the client has begun
@@ -382,7 +436,7 @@ class Connection:
             return False
         if answer == messages.PROBE:
             outbox.append(frame(messages.status_report(
-                {name: served.status() for name, served in self._storages.items()})))
+                {name: served.status() for name, served in self._server.storages.items()})))
             self.line.push(PATIENCE)
             return False
         if answer != messages.GREETING:
@@ -413,7 +467,10 @@ class Connection:
                 push(PATIENCE)
             if self._stopping or outbox.gone:
                 return
-            count = receive(inbox.buffer())
+            try:
+                count = receive(inbox.buffer())
+            except BlockingIOError:
+                raise Idle from None
             if not count:
                 return
             session.received += count
@@ -475,13 +532,15 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
         return accepted
 
     def finish_request(self, request: Any, client_address: Any) -> None:
+        host = None
         if isinstance(client_address, tuple):
+            host = client_address[0]
             client = listening.describe(client_address)
         else:
             self._clients += 1
             client = f'{self.address}#{self._clients}'
         threading.current_thread().name = f'zeo client {client}'
-        self._server.serve(request, client)
+        self._server.serve(request, client, host, self.address)
 
     def shutdown_request(self, request: Any) -> None:
         request.close()  # a second time, which does nothing, unless no thread could be started

@@ -32,6 +32,7 @@ from zeo.server.options import data_file
 from zeo.server.options import parse
 from zeo.server.options import pid_file
 from zeo.server.profiler import Profiler
+from zeo.server.roles import Roles
 from zeo.StorageServer import StorageServer
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.so
             invalidation_queue_size=options.invalidation_queue_size,
             invalidation_age=options.invalidation_age,
             client_conflict_resolution=options.client_conflict_resolution,
-            socket_mode=options.socket_mode, ssl=tls)
+            socket_mode=options.socket_mode, ssl=tls,
+            limits=options.limits, roles=Roles(options.roles))
         unless_started.pop_all()  # the server closes the storages from now on
         unless_started.callback(server.close)
         try:

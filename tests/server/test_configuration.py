@@ -9,6 +9,9 @@ import pytest
 import ZConfig
 import ZEO
 
+from zeo.server.limits import Limits
+from zeo.server.roles import Role
+from zeo.server.roles import Rule
 from zeo.server import configuration
 from zeo.server.configuration import Mistake
 from zeo.server.options import CannotStart
@@ -57,6 +60,14 @@ def test_every_key_is_an_option():
     invalidation-queue-size 7
     invalidation-age 3600
     client-conflict-resolution on
+    role admin=/run/zeo.sock
+    role read=cn:guest
+    max-connections 70
+    max-connections-per-address 7
+    max-message 64KB
+    max-transaction 2gb
+    registration-timeout 3
+    idle-timeout 300
     user zope
     pid-file /run/zeo.pid
 </zeo>
@@ -66,6 +77,8 @@ def test_every_key_is_an_option():
     assert options.read_only and options.client_conflict_resolution
     assert options.transaction_timeout == 2.5
     assert options.invalidation_queue_size == 7 and options.invalidation_age == 3600
+    assert options.roles == (Rule(Role.ADMIN, path='/run/zeo.sock'), Rule(Role.READ, certificate='guest'))
+    assert options.limits == Limits(2**16, 2**31, 70, 7, 3.0, 300.0)
     assert options.user == 'zope' and options.pid_file == '/run/zeo.pid'
     assert options.notices == () and options.log is None
 
@@ -90,7 +103,7 @@ def test_what_is_wrong_about_tls_is_said(capsys, lines, says):
 def test_what_the_file_leaves_out_has_the_same_defaults_as_on_the_command_line():
     options, by_words = asks(ZEO_SECTION + STORAGE), parse(['-p', '9999'])
     for name in ('socket_mode', 'read_only', 'transaction_timeout', 'invalidation_queue_size',
-                 'invalidation_age', 'client_conflict_resolution', 'user', 'pid_file', 'log', 'debug'):
+                 'invalidation_age', 'client_conflict_resolution', 'limits', 'roles', 'user', 'pid_file', 'log', 'debug'):
         assert getattr(options, name) == getattr(by_words, name)
 
 
@@ -108,6 +121,8 @@ def test_a_transaction_timeout_of_0_is_none():
     (['--transaction-timeout=0'], 'transaction_timeout', None),
     (['--invalidation-queue-size=1'], 'invalidation_queue_size', 1),
     (['--invalidation-age=1'], 'invalidation_age', 1),
+    (['--role=read=9'], 'roles', (Rule(Role.READ, port=9),)),
+    (['--idle-timeout=9'], 'limits', Limits(idle_timeout=9)),
     (['-u', 'x'], 'user', 'x'),
     (['--pid-file=x'], 'pid_file', 'x'),
     (['--log=x'], 'log', 'x'),

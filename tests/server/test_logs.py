@@ -105,21 +105,6 @@ def test_an_eventlog_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         logs.set_up(parse(['-p', '1', '-C', 'zeo.conf']).log, debug=False)
 
 
-def test_of_many_warnings_one_is_logged_and_later_the_number_of_the_others(caplog, monkeypatch):
-    now = 1000.0
-    monkeypatch.setattr(logs.time, 'monotonic', lambda: now)
-    seldom = logs.Seldom(logging.getLogger('zeo'))
-    for number in range(5):
-        seldom.warning('%s: bad', number)
-    now += logs.Seldom.PAUSE - 1
-    seldom.warning('%s: bad', 5)
-    now += 1
-    for number in range(6, 9):
-        seldom.warning('%s: bad', number)
-    assert [record.getMessage() for record in caplog.records] == [
-        '0: bad', '6: bad (and 5 more of such kind before)']
-
-
 class Full(io.StringIO):
     """A file on a full disk."""
 

@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+from zeo.server.limits import Limits
+from zeo.server.roles import Role
+from zeo.server.roles import Rule
 from zeo.server.values import StorageName
 from zeo.server.options import blob_folder
 from zeo.server.options import data_file
@@ -35,6 +38,7 @@ def test_the_defaults():
     assert options.transaction_timeout == 30
     assert options.invalidation_queue_size == 100
     assert options.invalidation_age is None
+    assert options.limits == Limits() and options.roles == ()
 
 
 @pytest.mark.parametrize('short, long, value, attribute, expected', [
@@ -50,6 +54,13 @@ def test_the_defaults():
     (None, '--invalidation-queue-size', '7', 'invalidation_queue_size', 7),
     (None, '--invalidation-age', '3600', 'invalidation_age', 3600),
     (None, '--tls-certificate', 'c.pem', 'tls_certificate', 'c.pem'),
+    (None, '--role', 'write=9999', 'roles', (Rule(Role.WRITE, port=9999),)),
+    (None, '--max-connections', '70', 'limits', Limits(max_connections=70)),
+    (None, '--max-connections-per-address', '7', 'limits', Limits(max_connections_per_address=7)),
+    (None, '--max-message', '1000', 'limits', Limits(max_message=1000)),
+    (None, '--max-transaction', '10MB', 'limits', Limits(max_transaction=10 * 2**20)),
+    (None, '--registration-timeout', '.5', 'limits', Limits(registration_timeout=.5)),
+    (None, '--idle-timeout', '90', 'limits', Limits(idle_timeout=90)),
 ])
 def test_an_option_with_a_value(short, long, value, attribute, expected):
     for words in [long, value], [f'{long}={value}'], [short, value], [f'{short}{value}']:
@@ -163,6 +174,15 @@ def test_there_is_no_file_when_storages_are_named():
     (['-p', '1', '--invalidation-age=0'], '0 seconds are too few'),
     (['-p', '1', '--invalidation-queue-size=0'], 'no number of transactions; give 1 or more'),
     (['-p', '1', '--invalidation-queue-size=1.5'], 'no number of transactions'),
+    (['-p', '1', '--max-connections=0'], 'no number of connections; give 1 or more'),
+    (['-p', '1', '--max-message=1XB'], 'no size; give a number of bytes, or one with KB, MB or GB'),
+    (['-p', '1', '--max-message=0GB'], 'no size'),
+    (['-p', '1', '--max-message=-1'], 'no size'),
+    (['-p', '1', '--max-message=MB'], 'no size'),
+    (['-p', '1', '--max-message=1KMB'], 'no size'),
+    (['-p', '1', '--idle-timeout=0'], '0 seconds are too few'),
+    (['-p', '1', '--role=boss=9999'], 'no role; give read, write or admin'),
+    (['-p', '1', '--role=read=x'], 'is no address'),
     (['-p', '1', '--nonsense'], 'unrecognized arguments: --nonsense'),
     (['-p', '1', '--read'], 'unrecognized arguments: --read'),
 ])

@@ -188,5 +188,6 @@ def test_hostile_records_do_nothing_in_conflicts(watched: Watched) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1500)
 def test_very_many_hostile_records_do_nothing_in_conflicts(watched: Watched) -> None:
     print(hostilities(watched, seed=time.time_ns(), count=100_000, largest=200_000))

@@ -32,7 +32,7 @@ from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
 
 from zeo.server import classes
-from zeo.server.logs import Seldom
+from zeo.server.seldom import Seldom
 from zeo.wire import makers
 
 logger = logging.getLogger(__name__)

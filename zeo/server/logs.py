@@ -5,10 +5,7 @@ Each event is one line: ``TIME LEVEL LOGGER: WHOM IT IS ABOUT: WHAT HAPPENED``. 
 
 import contextlib
 import logging
-import math
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING
 from typing import Protocol
 
@@ -58,33 +55,6 @@ class OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = ' '.join(record.message.splitlines())
         return super().formatMessage(record)
-
-
-class Seldom:
-    """Warnings of which there may be as many as somebody out there wants: at most one in `PAUSE` seconds."""
-
-    PAUSE = 60.0
-
-    def __init__(self, logger: logging.Logger) -> None:
-        self._logger = logger
-        # Guards what follows; a leaf.
-        self._mutex = threading.Lock()
-        self._next = -math.inf  # time.monotonic() from which on one may be logged again
-        self._untold = 0
-
-    def warning(self, text: str, *args: object) -> None:
-        """Log it, or count it; the next one that is logged tells how many were not."""
-        with self._mutex:
-            now = time.monotonic()
-            if now < self._next:
-                self._untold += 1
-                return
-            self._next = now + self.PAUSE
-            untold, self._untold = self._untold, 0
-        if untold:
-            text += ' (and %d more of such kind before)'
-            args += (untold,)
-        self._logger.warning(text, *args)
 
 
 class Log(Protocol):

@@ -18,6 +18,8 @@ from typing import Any
 from typing import NoReturn
 
 from zeo.server import values
+from zeo.server.limits import Limits
+from zeo.server.roles import Rule
 from zeo.server.values import StorageName
 from zeo.version import __version__
 
@@ -64,6 +66,8 @@ class Options:
     tls_password_file: str | None = None
     tls_password_function: str | None = None
     tls_authenticate: str | None = None
+    limits: Limits = Limits()
+    roles: tuple[Rule, ...] = ()
     configuration: str | None = None  #: the file, as given
     #: ``FILE:LINE`` of the values that are from there, by their names; of an address by itself.
     places: Mapping[str, str] = field(default_factory=dict)
@@ -127,7 +131,7 @@ def parse(arguments: Sequence[str]) -> Options:
         else:
             files.append(word)
 
-    stated: dict[str, Any] = {'addresses': (), 'sections': (), 'places': {}}
+    stated: dict[str, Any] = {'addresses': (), 'sections': (), 'places': {}, 'roles': ()}
     if found.configuration is not None:
         from zeo.server import configuration  # takes a while, and few need it
         os.environ.update(environment)
@@ -184,6 +188,9 @@ def parse(arguments: Sequence[str]) -> Options:
         'environment': environment,
         'places': places,
         'transaction_timeout': found.transaction_timeout or None,
+        'limits': Limits(**{field.name: getattr(found, field.name) for field in fields(Limits)
+                            if getattr(found, field.name) is not None}),
+        'roles': tuple(found.role or found.roles),
         'daemon': found.daemon and not found.debug,
     })
 
@@ -260,6 +267,26 @@ def _parser() -> argparse.ArgumentParser:
     tls.add_argument('--tls-authenticate', type=values.path, metavar='FILE', help=(
         'demand a certificate of clients: one that is in this file, or in a file of this folder, or is signed'
         ' by one there (default: everybody is served)'))
+
+    who = parser.add_argument_group('who may do what')
+    who.add_argument(
+        '--role', action='append', default=[], type=values.role, metavar='ROLE=WHO', help=(
+            'who connects to this address (of those that are listened on), or with WHO = cn:NAME shows a'
+            ' certificate with this name, may read, or also write, or also pack and undo (admin);'
+            ' repeatable (default: everybody may do everything)'))
+    who.add_argument('--max-connections', type=values.connections, metavar='N', help=(
+        'accept so many connections at a time (default: 5000, or 100 less than the files that may be open)'))
+    who.add_argument('--max-connections-per-address', type=values.connections, metavar='N', help=(
+        'accept so many connections from one address, not counting Unix domain sockets (default: no limit)'))
+    who.add_argument('--max-message', type=values.size, metavar='SIZE', help=(
+        'a message, and so the record of an object, may have so many bytes; KB, MB and GB can be given'
+        ' (default: 1GB)'))
+    who.add_argument('--max-transaction', type=values.size, metavar='SIZE', help=(
+        'a transaction may have so many bytes, with its blobs (default: 32GB)'))
+    who.add_argument('--registration-timeout', type=values.some_seconds, metavar='SECONDS', help=(
+        'disconnect who has not introduced himself so long after he has connected (default: 30)'))
+    who.add_argument('--idle-timeout', type=values.some_seconds, metavar='SECONDS', help=(
+        'disconnect who says nothing for so long; clients say something every minute (default: never)'))
 
     process = parser.add_argument_group('the process')
     process.add_argument('-u', '--user', metavar='USER', help=(

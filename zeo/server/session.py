@@ -21,6 +21,7 @@ from ZODB.POSException import ConflictError
 from ZODB.POSException import POSError
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import ReadOnlyError
+from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
 from ZODB.utils import z64
@@ -28,10 +29,16 @@ from ZODB.utils import z64
 from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server import figures
+from zeo.server.limits import Limits
+from zeo.server.limits import TooLarge
+from zeo.server.seldom import Seldom
 from zeo.server.outbox import AHEAD
 from zeo.server.outbox import GONE
 from zeo.server.outbox import SENT
 from zeo.server.outbox import Outbox
+from zeo.server.roles import Role
+from zeo.server.roles import Roles
+from zeo.server.roles import audit
 from zeo.server.served import Served
 from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
@@ -71,16 +78,24 @@ class Session:
 
     ``storages`` are those that may be registered for, by name.  ``client`` names the client in the log
     (its address, and later its label).  ``hang_up`` ends the connection; any thread may call it.
+    ``roles`` say what it may do, who has connected to ``address``.
     """
 
     def __init__(self, storages: Mapping[str, Served], outbox: Outbox, client: str,
-                 hang_up: Callable[[], None] = lambda: None) -> None:
+                 hang_up: Callable[[], None] = lambda: None, *, limits: Limits = Limits(),
+                 roles: Roles = Roles(), address: Any = None) -> None:
         self.outbox = outbox
         self.client = client
         self.connected = time.time()
         self.received = 0  # bytes
         self.label = ''
-        self.certificate_name: str | None = None  # of the client's certificate, if it had to have one
+        self.certificate_name: str | None = None  # in the certificate that it has shown, if any
+        self._limits = limits
+        self._roles = roles
+        self._listening = address
+        self._role = Role.NOTHING
+        self._refusals = Seldom(logger)
+        self._labels = Seldom(logger)
         self._address = client
         self._storages = storages
         self._hang_up = hang_up
@@ -101,6 +116,17 @@ class Session:
     @property
     def is_registered(self) -> bool:
         return self._served is not None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it may not write, once it is registered."""
+        return self._read_only
+
+    @property
+    def who(self) -> str:
+        """For the audit log."""
+        shown = '' if self.certificate_name is None else f', certificate {_printable(self.certificate_name)}'
+        return self.client + shown
 
     # ---- a message comes in ------------------------------------------------------------
 
@@ -141,6 +167,8 @@ class Session:
                                 f' not {len(args)}')
             if method.writes and self._read_only:
                 raise ReadOnlyError()
+            if name in _FOR_ADMINS and self._role < Role.ADMIN:
+                raise self._forbidden(_FOR_ADMINS[name], 'only for the role admin')
             if name in _ANSWERING:
                 answer = _no_answer if oneway else partial(self._answer, message_id)
                 getattr(self, name)(answer, *args)
@@ -178,7 +206,7 @@ class Session:
         if not isinstance(error, (POSError, TypeError, ValueError, KeyError)):
             log_failure(self.client, name, error)
         elif not isinstance(error, EXPECTED):
-            logger.info('%s: %s was refused: %s', self.client, name, _in_words(error))
+            self._refusals.info('%s: %s was refused: %s', self.client, name, _in_words(error))
         self.outbox.append(messages.error_reply(message_id, error))
         self._trace.end(message_id, self.client, error)
 
@@ -187,7 +215,7 @@ class Session:
         transaction = self._current()
         if transaction is None or name not in _STAGING:
             return False
-        if isinstance(error, (OSError, Unsupported)):  # no room, as a rule; or no place for blobs
+        if isinstance(error, (OSError, Unsupported, TooLarge, ReadOnlyError)):  # no room, as a rule
             transaction.fail(error)
         return transaction.failure is not None
 
@@ -243,6 +271,12 @@ class Session:
         served = self._storages.get(storage_name) if isinstance(storage_name, str) else None
         if served is None:
             raise ValueError(f'unknown storage: {storage_name!s:.100}')
+        role = self._roles.of(self._listening, self.certificate_name)
+        if role < Role.READ:
+            self._forbidden('to use this server', 'it has no role')
+            raise StorageError('this server has no role for you; see --role there')
+        if role < Role.WRITE and not read_only:
+            raise self._forbidden('to write', 'only for the role write')
         if served.read_only and not read_only:
             raise ReadOnlyError()
         read_only = bool(read_only) or served.read_only
@@ -250,12 +284,19 @@ class Session:
         self._served = served
         self._storage = served.storage
         self._read_only = read_only
+        self._role = role
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
         served.sessions[self] = None
         logger.info('%s: uses storage %s%s', self.client, storage_name,
                     ' (read only)' if self._read_only else '')
         return served.publisher.last_tid
+
+    def _forbidden(self, what: str, why: str) -> ReadOnlyError:
+        """What to raise; the attempt is in the audit log."""
+        self._roles.refusals.of(self._address.rpartition(':')[0]).warning(
+            '%s: refused %s: %s', self.who, what, why)
+        return ReadOnlyError(f'you are refused {what}: {why}')
 
     def get_info(self) -> dict[str, Any]:
         assert self._served is not None
@@ -273,7 +314,7 @@ class Session:
 
     def set_client_label(self, label: str) -> None:
         printable = _printable(str(label)[:100])
-        logger.info('%s: is called %s', self._address, printable)
+        self._labels.info('%s: is called %s', self._address, printable)
         self.label = printable
         self.client = f'{self._address} ({printable})'
 
@@ -377,7 +418,7 @@ class Session:
         assert self._served is not None
         self._transaction = Transaction(
             self._served, self.outbox, id, _bytes(user), _bytes(description), extension, tid, status,
-            on_expired=self._hang_up, client=self.client)
+            on_expired=self._hang_up, client=self.client, most=self._limits.max_transaction)
 
     def _current(self) -> Transaction | None:
         """The transaction in progress."""
@@ -403,7 +444,10 @@ class Session:
         self._in_progress(id).stage('delete', _oid(oid), _tid(serial))
 
     def undoa(self, undo_id: bytes, id: Any) -> None:
-        self._in_progress(id).stage('undo', _bytes(undo_id))
+        transaction = self._in_progress(id)
+        transaction.stage('undo', _bytes(undo_id))
+        assert self._served is not None
+        transaction.tell_audit = partial(audit.info, '%s: storage %s: undo: %s', self.who, self._served.name)
 
     def restorea(self, oid: bytes, tid: bytes, record: bytes | None, previous_tid: bytes | None,
                  id: Any) -> None:
@@ -439,7 +483,10 @@ class Session:
         self._uploading().start()
 
     def storeBlobChunk(self, data: bytes | memoryview) -> None:
-        self._uploading().chunk(data if isinstance(data, memoryview) else _bytes(data))
+        uploads = self._uploading()
+        assert self._transaction is not None
+        self._transaction.count(len(data))
+        uploads.chunk(data if isinstance(data, memoryview) else _bytes(data))
 
     def storeBlobEnd(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
         transaction = self._in_progress(id)
@@ -517,12 +564,20 @@ class Session:
     def pack(self, answer: Answer, time: float, wait: bool = True) -> None:
         if not isinstance(time, (int, float)) or not 0 <= time <= LAST_TIME:
             raise TypeError('the time to pack to is a number of seconds since 1970')
-        assert self._served is not None
-        if wait:
-            self._beside('pack', answer, partial(self._served.pack, time))
-        else:
-            self._beside('pack', _no_answer, partial(self._served.pack, time))
+        self._beside('pack', answer if wait else _no_answer, partial(self._pack, time))
+        if not wait:
             answer(None)
+
+    def _pack(self, time: float) -> None:
+        assert self._served is not None
+        result = 'done'
+        try:
+            self._served.pack(time)
+        except BaseException as error:
+            result = f'failed: {type(error).__name__}: {error}'
+            raise
+        finally:
+            audit.info('%s: storage %s: pack as of %s: %s', self.who, self._served.name, _date(time), result)
 
     def stop_pack(self) -> bool:
         assert self._served is not None
@@ -593,6 +648,9 @@ class Session:
 _ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle',
                         'sendBlob', 'figures'})
 
+#: Methods that are for those with the role of that name, and what they do.
+_FOR_ADMINS = {'pack': 'to pack', 'stop_pack': 'to stop a pack', 'undoa': 'to undo'}
+
 #: Methods whose answer may be long.  Before one is made, the client has to read those before it.
 _LONG_ANSWERS = frozenset({
     'loadBefore', 'loadSerial', 'history', 'record_iternext', 'iterator_next',
@@ -655,6 +713,10 @@ def _in_words(error: Exception) -> str:
 
 def _printable(text: str) -> str:
     return ''.join(char if char.isprintable() else '?' for char in text)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))
 
 
 def _no_answer(result: Any = None, error: BaseException | None = None) -> None:

@@ -26,6 +26,7 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSError
+from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
@@ -33,9 +34,12 @@ from ZODB.utils import maxtid
 
 from zeo.server import conflicts
 from zeo.server.blobs import Uploads
+from zeo.server.limits import Limits
+from zeo.server.limits import TooLarge
 from zeo.server.outbox import Outbox
 from zeo.server.served import Served
 from zeo.server.served import deliver
+from zeo.server.staging import OVERHEAD
 from zeo.server.staging import Staging
 from zeo.wire import messages
 from zeo.wire.framing import Frame
@@ -75,12 +79,14 @@ class Transaction:
     """A transaction in progress; a `zeo.server.commitlock.Waiter`.
 
     ``id`` is the client's name for it.  The session's thread calls the methods, except `granted`,
-    `expired` and `abandon`, which any thread may call.  ``on_expired`` ends the connection.
+    `expired` and `abandon`, which any thread may call.  ``on_expired`` ends the connection.  ``most`` is how
+    many bytes it may have.
     """
 
     def __init__(self, served: Served, outbox: Outbox, id: Any, user: bytes, description: bytes,
                  extension: dict[Any, Any], tid: bytes | None = None, status: str = ' ',
-                 on_expired: Callable[[], None] = lambda: None, client: str = '') -> None:
+                 on_expired: Callable[[], None] = lambda: None, client: str = '',
+                 most: int = Limits.max_transaction) -> None:
         self.id = id
         self.client = client
         self._served = served
@@ -90,6 +96,11 @@ class Transaction:
         self._status = status
         self._on_expired = on_expired
         self._staging = Staging()
+        self._most = most
+        self._size = 0  # bytes that were staged and uploaded
+        # Is told what became of the transaction, at its end, if somebody has to know.
+        self.tell_audit: Callable[[str], None] = _no_answer
+        self._outcome = 'not committed'
         self._uploads: Uploads | None = None
         # Guards `state`, `_abort_asked` and `_abort_answers`; a leaf, held for one move.
         self._mutex = threading.Lock()
@@ -125,7 +136,14 @@ class Transaction:
         if self.state is not State.BEGUN:
             raise StorageTransactionError(f'the transaction is {self.state.value}')
         if self.failure is None:
+            self.count(OVERHEAD + size)
             self._staging.append((operation, args), size)
+
+    def count(self, size: int) -> None:
+        """So many bytes are added; `TooLarge` if these are too many."""
+        self._size += size
+        if self._size > self._most:
+            raise TooLarge(f'it has more than {self._most} bytes')
 
     def fail(self, error: Exception) -> None:
         """Something could not be staged, for want of room as a rule: the next vote will say so.
@@ -134,8 +152,11 @@ class Transaction:
         why.
         """
         if self.failure is None:
-            logger.error('%s: the transaction cannot be staged: %s', self.client, error)
-            self.failure = StorageError(f'the server cannot stage the transaction: {error}')
+            if isinstance(error, ReadOnlyError):
+                self.failure = error
+            else:
+                logger.error('%s: the transaction cannot be staged: %s', self.client, error)
+                self.failure = StorageError(f'the server cannot stage the transaction: {error}')
             self._staging.close()
             if self._uploads is not None:
                 self._uploads.close()
@@ -198,6 +219,7 @@ class Transaction:
                 self._report(self._served.storage.tpc_vote(self._meta))
         except BaseException as failure:  # whatever it is, the lock must not be kept
             error = failure
+            self._outcome = f'failed: {type(failure).__name__}'
             if isinstance(failure, ConflictError):
                 self._served.statistics.conflicts += 1
             elif not isinstance(failure, POSError):
@@ -354,6 +376,7 @@ class Transaction:
             if not tids:
                 publish(served.storage.lastTransaction() if tid is None else tid)
             served.statistics.commits += 1
+            self._outcome = f'committed as {tids[0].hex()}'
         except BaseException:
             logger.critical('%s: a transaction failed while it was being finished; everybody is'
                             ' disconnected', self.client, exc_info=True)
@@ -439,6 +462,7 @@ class Transaction:
 
     def _end(self) -> None:
         """The transaction is over; called once, by whoever claimed it."""
+        self.tell_audit(self._outcome)
         self._staging.close()
         if self._uploads is not None:
             self._uploads.close()

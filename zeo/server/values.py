@@ -8,6 +8,9 @@ import argparse
 import math
 from dataclasses import dataclass
 
+from zeo.server.roles import Role
+from zeo.server.roles import Rule
+
 
 #: Permissions of a socket file: the server's user and group may connect, nobody else.
 DEFAULT_SOCKET_MODE = 0o660
@@ -86,6 +89,34 @@ def mode(text: str) -> int:
     if not (len(text) <= 4 and text and not text.strip('01234567') and int(text, 8) <= 0o777):
         raise Wrong(f'{text!r} are no permissions; give octal digits such as 660 or 600')
     return int(text, 8)
+
+
+def size(text: str) -> int:
+    """In bytes: ``1000``, ``64KB``, ``10MB``, ``2GB``."""
+    digits = text.rstrip('kmgbKMGB')
+    unit = {'': 1, 'KB': 1024, 'MB': 1024**2, 'GB': 1024**3}.get(text[len(digits):].upper())
+    if unit is None or not (digits.isascii() and digits.isdigit() and len(digits) <= 12 and int(digits)):
+        raise Wrong(f'{text!r} is no size; give a number of bytes, or one with KB, MB or GB')
+    return int(digits) * unit
+
+
+def connections(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise Wrong(f'{text!r} is no number of connections; give 1 or more')
+    return int(text)
+
+
+def role(text: str) -> Rule:
+    """``read=ADDRESS``, ``write=ADDRESS``, ``admin=ADDRESS``, or in place of the address ``cn:NAME``."""
+    name, _, who = text.partition('=')
+    found = {'read': Role.READ, 'write': Role.WRITE, 'admin': Role.ADMIN}.get(name)
+    if found is None or not who.removeprefix('cn:'):
+        raise Wrong(f'{text!r} is no role; give read, write or admin, = and an address that the server'
+                    ' listens on, or cn: and the name in a certificate')
+    if who.startswith('cn:'):
+        return Rule(found, certificate=who.removeprefix('cn:'))
+    where = address(who)
+    return Rule(found, path=where) if isinstance(where, str) else Rule(found, host=where[0], port=where[1])
 
 
 def storage(text: str) -> StorageName:

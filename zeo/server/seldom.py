@@ -1,0 +1,58 @@
+"""Keeps the log readable, whoever wants to fill it."""
+
+import logging
+import math
+import threading
+import time
+
+
+class Seldom:
+    """Lines of which there may be as many as somebody out there wants: at most one in `PAUSE` seconds."""
+
+    PAUSE = 60.0
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        # Guards what follows; a leaf.
+        self._mutex = threading.Lock()
+        self._next = -math.inf  # time.monotonic() from which on one may be logged again
+        self._untold = 0
+
+    def warning(self, text: str, *args: object) -> None:
+        """Log it, or count it; the next one that is logged tells how many were not."""
+        self._log(logging.WARNING, text, *args)
+
+    def info(self, text: str, *args: object) -> None:
+        """The same for what is less important."""
+        self._log(logging.INFO, text, *args)
+
+    def _log(self, level: int, text: str, *args: object) -> None:
+        with self._mutex:
+            now = time.monotonic()
+            if now < self._next:
+                self._untold += 1
+                return
+            self._next = now + self.PAUSE
+            untold, self._untold = self._untold, 0
+        if untold:
+            text += ' (and %d more of such kind before)'
+            args += (untold,)
+        self._logger.log(level, text, *args)
+
+
+class SeldomEach:
+    """A `Seldom` for each host, so that nobody hides what others do."""
+
+    MOST = 1000
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        # Guards `_by_host`; a leaf.
+        self._mutex = threading.Lock()
+        self._by_host: dict[str, Seldom] = {}
+
+    def of(self, host: str) -> Seldom:
+        with self._mutex:
+            if host not in self._by_host and len(self._by_host) >= self.MOST:
+                self._by_host.clear()
+            return self._by_host.setdefault(host, Seldom(self._logger))
