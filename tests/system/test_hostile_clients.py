@@ -293,6 +293,8 @@ def test_wrong_numbers_and_kinds_of_arguments_are_errors_or_the_end(hostility: A
                 calls += [(value,) * count for value in VALUES]
                 calls += [tuple(VALUES[(at + 5 * place) % len(VALUES)] for place in range(count))
                           for at in range(0, len(VALUES), 3)]
+            if name == 'pack':  # the honest client's records are none that can be packed
+                calls = [args for args in calls if not args or args[0] not in (True, 0, 2**31)]
             for args in calls:
                 outcome = survives_or_ends(peer, name, *args)
                 assert outcome != 'answered' or method.least <= len(args) <= method.most
