@@ -12,9 +12,11 @@ import ZEO
 from zeo.server.limits import Limits
 from zeo.server.roles import Role
 from zeo.server.roles import Rule
+from tests.system.servers import ROOT
 from zeo.server import configuration
 from zeo.server.configuration import Mistake
 from zeo.server.options import CannotStart
+from zeo.server.options import _parser
 from zeo.server.options import parse
 from zeo.server.options import pid_file
 from zeo.server.storages import look_for
@@ -245,6 +247,21 @@ def test_no_key_of_zeos_schema_and_of_zdaemons_is_unknown():
     for kind in 'zeo', 'runner', 'ssl':
         assert keys(ZEOS, kind) <= keys(ours, kind)
     assert {'zeo', 'runner', 'eventlog'} <= set(ours.gettypenames())
+
+
+def test_every_option_that_is_not_about_the_command_itself_has_a_key_or_a_section():
+    options = {option[2:] for action in _parser()._actions for option in action.option_strings[:2]
+               if option.startswith('--') and not option.startswith('--no-')}
+    elsewhere = {
+        'help', 'version', 'configuration', 'check', 'daemon', 'debug', 'profile',  # the command itself
+        'port', 'host', 'unix', 'monitor',      # addresses
+        'storage', 'blob-dir', 'log',           # storages and <eventlog>
+        'tls-certificate', 'tls-key', 'tls-password-file', 'tls-authenticate'}  # <ssl>
+    ours = keys(ZConfig.loadSchema(str(configuration.SCHEMA)), 'zeo')
+    assert options - elsewhere <= ours
+    text = (ROOT / 'start.txt').read_text(encoding='utf-8')
+    for key in ours - options - {'pid-filename', 'msgpack'}:  # ZEO's
+        assert re.search(rf'["<\s]{key}[">\s]', text), f'{key} is not in start.txt'
 
 
 def test_all_that_has_no_meaning_is_in_the_schema():
