@@ -75,7 +75,7 @@ def test_the_oldest_are_given_up_first(path: Path) -> None:
     log = opened(path)
     log.start_over(0)
     write(log, *range(100))
-    assert [record.tag for record in log.oldest()[0]] == [b'0090', b'0091', b'0092']
+    assert [record.tag for record in log.oldest()] == [b'0090', b'0091', b'0092']
     log.close(b'')
     log = opened(path)
     assert tags(log) == [b'%04d' % number for number in range(90, 100)]

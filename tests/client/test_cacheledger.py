@@ -121,7 +121,7 @@ def test_the_most_used_are_taken_along(opened: Callable[[], Ledger]) -> None:
     for oid in range(1, 30):
         ledger.learn(oid, 10, OPEN, content(oid, 10, 100))
     ledger._savings = 0
-    first = [record.oid for record in ledger.log.oldest()[0]]
+    first = [record.oid for record in ledger.log.oldest()]
     for hits, oid in enumerate(first[:3]):
         for _ in range(hits):
             ledger.use(ledger.index.current.places[oid])

@@ -92,6 +92,9 @@ FEWEST = 4
 #: So many bytes are collected before they are written.
 COLLECTED = 64 << 10
 
+#: So many bytes are read when records are looked for, but not their bodies.
+PIECE = 64 << 10
+
 
 class Unusable(Exception):
     """The file holds no log that could be continued; says why."""
@@ -304,16 +307,28 @@ class Log:
             self._chunks, self.pending = [], {}
             self._written = self._position
 
-    def oldest(self) -> tuple[list[Record], bytes]:
-        """What is lost when `begin` is called next: records, and the segment's bytes."""
+    def oldest(self) -> list[Record]:
+        """The records that are lost when `begin` is called next.  Long bodies are not read."""
+        records: list[Record] = []
         if self._free:
-            return [], b''
+            return records
         position, used = self._closed[0]
-        image = self._image(position)
-        records, end, _ = self._records(image, position)
-        if end != used:
+        base, at, check = 0, SEGMENT_SIZE, 0    # where in the segment the image begins, where in it to go on
+        image = os.pread(self._fd, min(PIECE, self.segment), position)
+        if self._segment_header(image[:SEGMENT_SIZE]):
+            check = int.from_bytes(image[SEGMENT.size:SEGMENT_SIZE], 'big')
+            while True:
+                found, at, check = self._records(image, position + base, self.segment - base, at, check)
+                records += found
+                if base + at >= used or at + HEAD.size < len(image):
+                    break
+                base, at = base + at, 0
+                image = os.pread(self._fd, min(PIECE, self.segment - base), position + base)
+                if len(image) <= HEAD.size:
+                    break
+        if base + at != used:
             raise OSError(errno.EIO, 'somebody else changed or damaged the file')
-        return records, image
+        return records
 
     def content(self, place: int, image: bytes) -> bytes:
         """The content there, in the bytes of its segment."""
@@ -390,7 +405,8 @@ class Log:
                 gap = number != self._number + 1 or before != self._check
                 self._closed.append((self._start, self._position - self._start))
             image = self._image(position)
-            records, end, self._check = self._records(image, position)
+            check = int.from_bytes(image[SEGMENT.size:SEGMENT_SIZE], 'big')
+            records, end, self._check = self._records(image, position, len(image), SEGMENT_SIZE, check)
             self._number, self._start = number, position
             self._position = self._written = position + end
             yield gap, last_tid, records, image
@@ -408,16 +424,17 @@ class Log:
         image = os.pread(self._fd, self.segment, position)
         return image if self._segment_header(image[:SEGMENT_SIZE]) else b''
 
-    def _records(self, image: bytes, position: int) -> tuple[list[Record], int, int]:
-        """The records in a segment's bytes up to the first that cannot be one; where that is; the checksum there.
+    def _records(self, image: bytes, position: int, length: int, at: int, check: int
+                 ) -> tuple[list[Record], int, int]:
+        """The records from `at` on, up to the first that cannot be one; where that is; the checksum there.
 
-        A body that is cut off makes no record; one whose bytes are wrong does.
+        `image` is what lies at `position`, `length` where the segment ends, `check` the checksum to chain to.
+        A body that is cut off by that end makes no record; one whose bytes are wrong, or beyond the image, does.
         """
         records: list[Record] = []
         new = tuple.__new__     # what `Record` does, in a third of the time
-        at, check = SEGMENT_SIZE, int.from_bytes(image[SEGMENT.size:SEGMENT_SIZE], 'big')
-        length = len(image)
-        while at + HEAD.size < length:
+        end_of_image = len(image)
+        while at + HEAD.size < end_of_image:
             head_check, tag, size, end, oid, start = HEAD.unpack_from(image, at)
             if head_check != zlib.crc32(image[at + CHECK.size:at + HEAD.size], check):
                 break

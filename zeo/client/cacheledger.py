@@ -189,21 +189,19 @@ class Ledger:
     def _make_room(self, content: bytes) -> None:
         """Begin a segment with room for `content`, taking along what was used of the oldest one."""
         index, log = self.index, self.log
-        records, image = log.oldest()
         kept = []
-        for record in records:
+        for record in log.oldest():
             found = index.find(record.oid, record.start) if record.tag in KINDS else None
             if found is not None and found[2] == record.place:
                 index.forget(record.oid, record.start)
                 if used := self._used[(record.place >> SIZE_BITS) // GRAIN]:
-                    kept.append((used, record, *found))
+                    kept.append((used, record, *found[:2], log.read(record.place)))
         log.begin(self.last_tid)
         # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
         self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
         room = min(self._savings, log.room - len(content) - FRONT_SIZE)
         self._savings -= room
-        for used, record, kind, end, place in sorted(kept, key=lambda entry: -entry[0]):
-            survivor = log.content(place, image)
+        for used, record, kind, end, survivor in sorted(kept, key=lambda entry: -entry[0]):
             if len(survivor) + FRONT_SIZE <= room:
                 room -= len(survivor) + FRONT_SIZE
                 self._keep(kind, record.oid, record.start, end, survivor, used - 1)
