@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -22,12 +23,16 @@ from tests.server.talk import GatedStorage
 from tests.server.talk import SocketPeer
 from tests.server.talk import in_thread
 from tests.server.talk import oid
+from tests.system.certificates import Certificates
 from tests.system.servers import until
 from zeo import StorageServer as module
 from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import Limits
 from zeo.StorageServer import StorageServer
 from zeo.wire import messages
+from zeo.wire.certificates import client_context
+from zeo.wire.certificates import server_context
+from zeo.wire.framing import frame
 
 Start = Callable[..., StorageServer]
 Connect = Callable[..., SocketPeer]
@@ -247,6 +252,96 @@ def test_idle_connections_are_kept_alive_and_small_frames_are_not_held_back(
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == module.KEEPALIVE_IDLE
+
+
+# ---- TLS
+
+
+@pytest.fixture
+def secure(start: Start, certificates: Certificates) -> StorageServer:
+    return start(ssl=server_context(certificates.server, authenticate=certificates.ca))
+
+
+def test_the_name_in_its_certificate_is_known_of_a_client(
+        secure: StorageServer, certificates: Certificates) -> None:
+    context = client_context(certificates.client, authenticate=certificates.ca)
+    with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
+        with context.wrap_socket(sock, server_hostname='localhost') as peer:
+            assert peer.recv(6) == b''.join(frame(messages.GREETING))
+            [connection] = secure.connections
+            assert connection.session.certificate_name == 'ada'
+
+
+def test_without_tls_there_is_no_name(connect: Connect, server: StorageServer) -> None:
+    connect(server)
+    assert [each.session.certificate_name for each in server.connections] == [None]
+
+
+@pytest.mark.parametrize('said', [b'\x16', b'\x16\x03\x01\x02\x00\x01'])
+def test_a_handshake_of_tls_that_does_not_come_to_an_end_is_cut_off(
+        secure: StorageServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+        said: bytes) -> None:
+    monkeypatch.setattr(module, 'FIRST_WORD_PATIENCE', .1)
+    with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
+        sock.sendall(said)
+        sock.settimeout(PATIENCE)
+        assert sock.recv(100) == b''
+    until(lambda: not secure.connections, 'it is forgotten')
+    assert 'took too long to introduce itself' in caplog.text
+
+
+def test_who_has_come_to_terms_about_tls_and_then_is_silent_is_cut_off(
+        secure: StorageServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'HANDSHAKE_PATIENCE', .3)
+    context = client_context(certificates.client, authenticate=certificates.ca)
+    with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
+        with context.wrap_socket(sock, server_hostname='localhost') as peer:
+            peer.settimeout(PATIENCE)
+            assert peer.recv(6) == b''.join(frame(messages.GREETING))
+            assert peer.recv(6) == b''
+
+
+def test_who_says_a_byte_of_a_record_now_and_then_gets_no_more_time(
+        secure: StorageServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'HANDSHAKE_PATIENCE', .3)
+    context = client_context(certificates.client, authenticate=certificates.ca)
+    with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        talk = context.wrap_bio(incoming, outgoing, server_hostname='localhost')
+        while True:
+            try:
+                talk.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(2**16))
+        talk.write(bytes(16_000))
+        with pytest.raises(OSError):
+            for each in outgoing.read():
+                sock.sendall(bytes([each]))
+                threading.Event().wait(.01)
+
+
+def test_who_says_nothing_where_tls_is_spoken_is_told_so(
+        secure: StorageServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(module, 'FIRST_WORD_PATIENCE', .1)
+    with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
+        sock.settimeout(PATIENCE)
+        assert sock.recv(100) == messages.TLS_ALERT
+    assert 'the client does not begin to speak TLS, and has to' in caplog.text
+
+
+def test_a_server_with_a_handshake_in_progress_closes_at_once(secure: StorageServer) -> None:
+    with socket.create_connection(secure.addresses[0]):  # type: ignore[arg-type]
+        until(lambda: bool(secure.connections), 'it is there')
+        in_thread(secure.close).result(module.FIRST_WORD_PATIENCE - 1)
+
+
+def test_who_looks_whether_the_port_is_open_leaves_no_warning(
+        secure: StorageServer, caplog: pytest.LogCaptureFixture) -> None:
+    socket.create_connection(secure.addresses[0]).close()  # type: ignore[arg-type]
+    until(lambda: not secure.connections, 'it is forgotten')
+    assert not [each for each in caplog.records if each.levelname != 'DEBUG']
 
 
 # ---- connections end

@@ -1,6 +1,7 @@
 """From addresses to sockets on which a server has greeted."""
 
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,19 @@ import pytest
 
 from tests.client.conftest import Calls
 from tests.client.peer import Host
+from tests.system.certificates import Certificates
 from zeo.client import dialing
 from zeo.client.dialing import Line
+from zeo.client.dialing import Security
 from zeo.client.dialing import dial
 from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.errors import ClientDisconnected
+from zeo.wire.certificates import client_context
+from zeo.wire.certificates import server_context
 from zeo.wire.framing import frame
+from zeo.wire.messages import TLS_ALERT
+from zeo.wire.tls import Tls
 
 
 @pytest.mark.parametrize('given, parsed', [
@@ -200,3 +207,75 @@ def test_while_there_is_nothing_new_the_caller_is_asked_to_wait(
     lines.close()
 
 
+
+
+# ---- TLS
+
+
+@pytest.mark.parametrize('said', [TLS_ALERT, b'\x16\x03\x03\0\x7a'])
+def test_a_server_that_speaks_tls_is_recognized(
+        host: Host, interruption: Any, calls: Calls, said: bytes) -> None:
+    line = calls.start(first, [host.address], interruption)
+    host.accept().sock.sendall(said)
+    with pytest.raises(ClientDisconnected, match='the server speaks TLS: ask for it with ssl=True'):
+        line()
+
+
+def test_a_server_that_says_nothing_may_wait_for_tls(
+        host: Host, interruption: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialing, 'PATIENCE', .05)
+    with pytest.raises(ClientDisconnected, match='no answer within 0.05 seconds; perhaps the server speaks TLS'):
+        first([host.address], interruption)
+    with pytest.raises(ClientDisconnected, match=r'no answer within 0.05 seconds\)'):
+        first_with_tls([host.address], interruption, client_context())
+
+
+def first_with_tls(addresses: Any, interruption: Any, context: ssl.SSLContext,
+                   hostname: str | None = 'localhost') -> Line | None:
+    lines = dial(addresses, interruption[0], Security(context, hostname))
+    try:
+        return next((line for line in lines if line is not None), None)
+    finally:
+        lines.close()
+
+
+def test_what_comes_with_the_end_of_the_handshake_is_not_forgotten(
+        host: Host, interruption: Any, calls: Calls, certificates: Certificates) -> None:
+    """In TLS 1.2, the server's last word and its greeting may arrive together."""
+    server = server_context(certificates.server)
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    context = client_context(authenticate=certificates.ca)
+    line = calls.start(first_with_tls, [host.address], interruption, context, None)
+    sock = host.accept().sock
+    tls = Tls(server, sock.recv, server_side=True)
+    last = [b'']
+    sent: list[bytes] = []
+
+    def send(said: bytes) -> None:
+        if sent:
+            last[0] = said  # the second flight, which ends the handshake
+        else:
+            sock.sendall(said)
+        sent.append(said)
+
+    tls.shake_hands(send)
+    sock.sendall(last[0] + tls.seal(frame(b'Z5')))
+    found = line()
+    assert found.tls is not None
+    found.sock.close()
+
+
+def test_a_name_that_no_certificate_can_have_is_a_failure_of_that_address(
+        host: Host, interruption: Any, calls: Calls) -> None:
+    with pytest.raises(ClientDisconnected, match='no server answers'):
+        first_with_tls([host.address], interruption, client_context(), '.local')
+
+
+def test_a_unix_socket_is_left_without_tls(tmp_path: Path, interruption: Any, calls: Calls) -> None:
+    host = Host(str(tmp_path / 's'))
+    line = calls.start(first_with_tls, [str(tmp_path / 's')], interruption, client_context())
+    host.accept().greet()
+    found = line()
+    assert found.tls is None
+    found.sock.close()
+    host.close()

@@ -1,5 +1,6 @@
 """A verified connection: made, kept, lost, made again, and closed from any state."""
 
+import itertools
 import random
 import socket
 import threading
@@ -569,3 +570,36 @@ def test_a_connection_that_cannot_be_attended_for_lack_of_threads_is_ended_and_m
     second = host.accept()
     second.welcome(tid(5))
     one.supervisor.wait()
+
+
+def test_each_reason_why_there_is_no_connection_is_logged_once(
+        client: MakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    reasons = itertools.cycle(['one', 'two'])
+    tried = []
+
+    def dial(*args: Any) -> Iterator[None]:
+        tried.append(next(reasons))
+        raise ClientDisconnected(tried[-1])
+        yield
+
+    monkeypatch.setattr(module, 'dial', dial)
+    client('/nowhere').supervisor.start()
+    until(lambda: len(tried) > 6, 'it has tried often')
+    assert [each.getMessage().rsplit(' ', 1)[1] for each in caplog.records
+            if each.levelname == 'WARNING'] == ['one', 'two']
+
+
+def test_reasons_that_are_always_new_do_not_fill_the_log_nor_the_memory(
+        client: MakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    tried = itertools.count()
+
+    def dial(*args: Any) -> Iterator[None]:
+        raise ClientDisconnected(str(next(tried)))
+        yield
+
+    monkeypatch.setattr(module, 'dial', dial)
+    made = client('/nowhere', max_poll=.01).supervisor
+    made.start()
+    until(lambda: next(tried) > 3 * module.MOST_REASONS, 'it has tried often')
+    assert len([each for each in caplog.records if each.levelname == 'WARNING']) == module.MOST_REASONS
+    assert len(made._told) == module.MOST_REASONS
