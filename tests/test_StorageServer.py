@@ -291,8 +291,8 @@ def test_a_handshake_of_tls_that_does_not_come_to_an_end_is_cut_off(
 
 
 def test_who_has_come_to_terms_about_tls_and_then_is_silent_is_cut_off(
-        secure: StorageServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'HANDSHAKE_PATIENCE', .3)
+        start: Start, certificates: Certificates) -> None:
+    secure = start(ssl=server_context(certificates.server), limits=Limits(registration_timeout=.3))
     context = client_context(certificates.client, authenticate=certificates.ca)
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         with context.wrap_socket(sock, server_hostname='localhost') as peer:
@@ -302,8 +302,8 @@ def test_who_has_come_to_terms_about_tls_and_then_is_silent_is_cut_off(
 
 
 def test_who_says_a_byte_of_a_record_now_and_then_gets_no_more_time(
-        secure: StorageServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'HANDSHAKE_PATIENCE', .3)
+        start: Start, certificates: Certificates) -> None:
+    secure = start(ssl=server_context(certificates.server), limits=Limits(registration_timeout=.3))
     context = client_context(certificates.client, authenticate=certificates.ca)
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
