@@ -57,6 +57,12 @@ def test_the_section_runner_says_how_zdaemon_is_to_behave(folder):
     assert command[-1] == f'--configuration={folder}/zeo.conf'
 
 
+@pytest.mark.parametrize('pid_file', ['/no/such/folder/ZEO.pid', '/tmp/' + 'x' * 100 + '.pid'])
+def test_a_place_where_zdaemon_cannot_make_its_socket_is_refused(pid_file):
+    with pytest.raises(CannotStart, match='^the socket of zdaemon .*zdsock cannot be made: its folder must exist'):
+        daemon.start([], parse(['-p', '1']), pid_file)
+
+
 def test_without_zdaemon_it_is_said_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, 'zdaemon', None)
     with pytest.raises(CannotStart, match=r'^-d needs zdaemon, .*; install it \(pip install zdaemon\), or stay'):

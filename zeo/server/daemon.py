@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence
 
+from zeo.server.addresses import LONGEST_PATH
 from zeo.server.options import CannotStart
 from zeo.server.options import Options
 
@@ -33,6 +34,10 @@ def start(arguments: Sequence[str], options: Options, pid_file: str) -> str:
         raise CannotStart('-d needs zdaemon, which is not installed here; install it (pip install zdaemon), or'
                           ' stay in the foreground (-s)')
     control = os.path.abspath(str(options.runner.get('socket_name', pid_file.removesuffix('.pid') + '.zdsock')))
+    longest = LONGEST_PATH - len('.4194304')  # while zdaemon makes it, its number is appended
+    if not os.path.isdir(os.path.dirname(control)) or len(os.fsencode(control)) > longest:
+        raise CannotStart(f'the socket of zdaemon {control} cannot be made: its folder must exist, and its path'
+                          f' have at most {longest} bytes; choose another --pid-file, beside which it is')
     if _say(control, 'status') is not None:
         raise CannotStart(f'there is a server in the background already, with {control}; stop it first, or'
                           ' choose another --pid-file for this one')
@@ -41,7 +46,8 @@ def start(arguments: Sequence[str], options: Options, pid_file: str) -> str:
             command(arguments, options, pid_file, control), env={**os.environ, 'NOTIFY_SOCKET': where},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if manager.returncode:
-            raise CannotStart('zdaemon cannot start: ' + ' '.join(manager.stderr.split()))
+            *_, why = manager.stderr.strip().splitlines() or ['']
+            raise CannotStart(f'zdaemon cannot start: {why}')
         try:
             return _outcome(ear, control)
         except BaseException as error:
