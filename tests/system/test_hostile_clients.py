@@ -18,7 +18,9 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import ReadOnlyError, StorageError
 from ZODB.utils import z64
 
+import zeo
 from tests.server.talk import SocketPeer, oid
+from tests.system.certificates import Certificates
 from tests.system.clients import store
 from tests.system.servers import PATIENCE, Server, figures, until
 from zeo.wire import messages
@@ -381,6 +383,31 @@ def test_roles_by_address_hold_for_clients_of_either_make(open_client: Open, kin
             undo(writer, last['id'])
         store(writer)
         writer.close()
+
+
+def test_roles_by_the_name_in_a_certificate_hold(open_client: Open, certificates: Certificates) -> None:
+    server = Server(tls_certificate=certificates.server, tls_authenticate=certificates.ca)
+    ada = {'ssl': {'authenticate': certificates.ca, 'certificate': certificates.client}}
+    bob = {'ssl': {'authenticate': certificates.ca, 'certificate': certificates.revoked}}  # of which no list tells
+    server.options['role'] = 'write=cn:ada'
+    with server:
+        writer = open_client('zeo', server, **ada)
+        store(writer)
+        with pytest.raises(ReadOnlyError, match='only for the role admin'):
+            writer.pack(time.time(), wait=True)
+        server.log.wait_for(r'WARNING zeo.audit: 127.0.0.1:\d+, certificate ada: refused to pack: only for')
+        with pytest.raises(zeo.ClientStorageError, match='no role for you'):
+            open_client('zeo', server, wait_timeout=1, **bob)
+        server.log.wait_for(r'WARNING zeo.audit: 127.0.0.1:\d+, certificate bob: refused to use this server')
+        writer.close()
+    server = Server(tls_certificate=certificates.server, tls_authenticate=certificates.ca)
+    server.options['role'] = 'admin=cn:bob'
+    with server:
+        admin = open_client('zeo', server, **bob)
+        store(admin, z64, record=b'\x80\x03N.\x80\x03N.')
+        admin.pack(time.time(), wait=True)
+        server.log.wait_for(r'INFO zeo.audit: 127.0.0.1:\d+, certificate bob: storage 1: pack as of .*: done')
+        admin.close()
 
 
 def undo(storage: Any, tid: bytes) -> None:

@@ -55,7 +55,7 @@ class Roles:
 
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self._rules = tuple(rules)
-        self.refusals = SeldomEach(audit)  # clients may try again and again
+        self.refusals = SeldomEach(audit)  # clients may try the same again and again
 
     def of(self, address: object, certificate: str | None) -> Role:
         """The role of a client that has connected to an address that the server listens on."""

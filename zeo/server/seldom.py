@@ -41,18 +41,18 @@ class Seldom:
 
 
 class SeldomEach:
-    """A `Seldom` for each host, so that nobody hides what others do."""
+    """A `Seldom` for each host, or whatever else has a name, so that nobody hides what others do."""
 
     MOST = 1000
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        # Guards `_by_host`; a leaf.
+        # Guards `_by_name`; a leaf.
         self._mutex = threading.Lock()
-        self._by_host: dict[str, Seldom] = {}
+        self._by_name: dict[str, Seldom] = {}
 
-    def of(self, host: str) -> Seldom:
+    def of(self, name: str) -> Seldom:
         with self._mutex:
-            if host not in self._by_host and len(self._by_host) >= self.MOST:
-                self._by_host.clear()
-            return self._by_host.setdefault(host, Seldom(self._logger))
+            if name not in self._by_name and len(self._by_name) >= self.MOST:
+                self._by_name.clear()
+            return self._by_name.setdefault(name, Seldom(self._logger))

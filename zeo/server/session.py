@@ -294,7 +294,8 @@ class Session:
 
     def _forbidden(self, what: str, why: str) -> ReadOnlyError:
         """What to raise; the attempt is in the audit log."""
-        self._roles.refusals.of(self._address.rpartition(':')[0]).warning(
+        host = self._address.rpartition(':')[0]
+        self._roles.refusals.of(f'{host} {self.certificate_name} {what}').warning(
             '%s: refused %s: %s', self.who, what, why)
         return ReadOnlyError(f'you are refused {what}: {why}')
 
