@@ -32,6 +32,9 @@ from ZODB.POSException import ConflictError
 from ZODB.tests.hexstorage import HexStorage
 from ZODB.tests.hexstorage import ServerHexStorage
 from ZODB.utils import z64
+from zope.interface import Interface
+from zope.interface import alsoProvides
+from zope.interface import implementer
 
 from tests.server.talk import GatedStorage
 from tests.server.talk import SessionPeer
@@ -66,6 +69,21 @@ class Made(Keeper):
     def __new__(cls, *args: Any) -> 'Made':
         cls.made.append(args)
         return Persistent.__new__(cls)
+
+
+class IKeeper(Interface):
+    pass
+
+
+class IOther(Interface):
+    pass
+
+
+@implementer(IKeeper)
+class Provider(Keeper):
+    """As they are in Zope."""
+
+    value = 0
 
 
 class Stubborn(Persistent):
@@ -308,6 +326,22 @@ def test_a_conflict_says_which_class_it_is_about() -> None:
     with pytest.raises(ConflictError) as caught:
         resolve(b'nonsense')
     assert caught.value.class_name is None
+
+
+@pytest.mark.parametrize('module, name', [('\x1b[2J', 'Stock'), ('shop', 'a\nb'), ('\u2028', 'x')])
+def test_a_name_that_cannot_be_logged_is_not_told(module: str, name: str) -> None:
+    with pytest.raises(ConflictError) as caught:
+        resolve(record(((module, name), ()), {}))
+    assert caught.value.class_name is None
+
+
+def test_what_a_class_provides_is_no_matter_but_what_an_object_provides_is_not_plain() -> None:
+    keeper = Provider()
+    keeper.value = 1
+    assert state_of(resolve(record(Provider, keeper.__getstate__()))) == {'value': 1}
+    effects.clear()
+    alsoProvides(keeper, IOther)
+    refused(record(Provider, keeper.__getstate__()))
 
 
 def test_an_error_of_a_class_is_a_conflict_and_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -176,6 +176,8 @@ class Record:
                 self.module, self.name = module, name
             case _:
                 raise Unresolvable('a record without a class')
+        if not (self.module + self.name).isprintable():
+            raise Unresolvable('a class with a name that cannot be logged')
         self._reader.prove_plain(arguments)
         if arguments is not None and type(arguments) is not tuple:
             raise Unresolvable('arguments that are no tuple')
