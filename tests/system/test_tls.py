@@ -96,6 +96,7 @@ def test_many_threads_of_two_clients_count_right(server: Server, certificates: C
     databases = [ZODB.DB(ClientStorage(server.address, ssl=context(certificates))) for _ in range(2)]
     with databases[0].transaction() as connection:
         connection.root().update(count=0, ballast=os.urandom(200_000))
+    databases[1].storage.ping()  # it has heard of that
     rounds = 15
 
     def count(db: Any) -> None:

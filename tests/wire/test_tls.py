@@ -242,6 +242,15 @@ def test_what_reading_makes_goes_before_what_somebody_sends_next(inquisitive: Pa
     assert inquisitive.server.tls.peer_name() == 'ada'
 
 
+def test_who_reads_no_more_can_still_send(pair: Pair) -> None:
+    """As a server does that is being closed."""
+    pair.client.sock.sendall(pair.client.tls.seal((b'not read any more',))[:-1])
+    pair.client.sock.shutdown(socket.SHUT_WR)
+    assert pair.server.read(1) == b''
+    pair.server.send(b'last words')
+    assert pair.client.read(10) == b'last words'
+
+
 @pytest.mark.parametrize('properly', [True, False])
 def test_the_end_of_the_stream_is_an_end_with_and_without_a_farewell(pair: Pair, properly: bool) -> None:
     pair.server.send(b'last words')

@@ -19,7 +19,8 @@ That is appended to the same buffer, so it stands in the right place.  The reade
 if nobody is sending, it is sent at once; if somebody is, with the next message at the latest.
 
 *The end.*  A stream that ends without TLS's own end (close_notify) is one that ends: nothing is concluded
-from the end of a stream but that the connection is lost, and a frame that is not whole is not used.
+from the end of a stream but that the connection is lost, and a frame that is not whole is not used.  The
+SSLObject is not told, for it would refuse to send, too; a server that is being closed stops reading first.
 """
 
 import contextlib
@@ -72,8 +73,7 @@ class Tls:
     has to have, for a client that checks it.
     """
 
-    __slots__ = ('receive', 'answer', 'size', '_object', '_incoming', '_outgoing', '_mutex', '_server_side',
-                 '_begun')
+    __slots__ = ('receive', 'answer', '_object', '_incoming', '_outgoing', '_mutex', '_peer', '_begun')
 
     def __init__(self, context: ssl.SSLContext, receive: Callable[[int], bytes], *,
                  server_side: bool = False, hostname: str | None = None) -> None:
@@ -85,7 +85,7 @@ class Tls:
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=hostname)
-        self._server_side = server_side
+        self._peer = 'client' if server_side else 'server'
         self._begun = False  # the peer has said something
 
     # ---- the beginning
@@ -97,7 +97,7 @@ class Tls:
         where it can be called again after a `BlockingIOError`.
         """
         while True:
-            failure: ConnectionError | None = None
+            failure: TlsError | None = None
             done = False
             with self._mutex:
                 try:
@@ -117,15 +117,13 @@ class Tls:
             if done:
                 return
             data = self.receive(SIZE)
-            if not self._begun:
-                if data and data[0] not in TLS_BEGINS_WITH:
-                    raise TlsError(self._without_tls())
-                self._begun = bool(data)
+            if not data:
+                raise ConnectionError(f'the {self._peer} closed the connection during the TLS handshake')
+            if not self._begun and data[0] not in TLS_BEGINS_WITH:
+                raise TlsError(self._without_tls())
+            self._begun = True
             with self._mutex:
-                if data:
-                    self._incoming.write(data)
-                else:
-                    self._incoming.write_eof()
+                self._incoming.write(data)
 
     @property
     def has_begun(self) -> bool:
@@ -154,31 +152,31 @@ class Tls:
 
         Raises `TlsError`, and what ``receive`` raises.
         """
-        data: bytes | None = None
+        data = b''
         while True:
             count = -1
-            failure: ConnectionError | None = None
+            failure: TlsError | None = None
             with self._mutex:
                 if data:
                     self._incoming.write(data)
-                elif data is not None:
-                    self._incoming.write_eof()
                 try:
                     count = self._object.read(len(buffer), buffer)  # type: ignore[assignment]
                 except ssl.SSLWantReadError:
                     pass
-                except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                except ssl.SSLZeroReturnError:
                     count = 0
                 except ssl.SSLError as error:
                     failure = self._explained(error)
                 pending = self._outgoing.pending
-            if pending and count:  # at the end of the stream there is nobody to hear it
+            if pending:
                 self.answer()
             if failure is not None:
                 raise failure
             if count >= 0:
                 return count
             data = self.receive(SIZE)
+            if not data:
+                return 0
 
     def seal(self, parts: Sequence[bytes | memoryview] = ()) -> bytes:
         """The parts encrypted, behind what is still to be sent.  By who has the right to send.
@@ -207,8 +205,8 @@ class Tls:
 
     # ---- in words
 
-    def _explained(self, error: ssl.SSLError) -> ConnectionError:
-        peer, own = ('client', 'server') if self._server_side else ('server', 'client')
+    def _explained(self, error: ssl.SSLError) -> TlsError:
+        peer, own = self._peer, 'server' if self._peer == 'client' else 'client'
         reason = error.reason or ''
         _, is_alert, alert = reason.partition('ALERT_')
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -216,8 +214,6 @@ class Tls:
             if error.verify_code in _UNSIGNED:
                 text += '; if it is the right one, name it, or the authority that has signed it, as one to' \
                         ' authenticate'
-        elif isinstance(error, ssl.SSLEOFError):
-            return ConnectionError(f'the {peer} closed the connection during the TLS handshake')
         elif is_alert and alert in _ALERTS:
             text = f'the {peer} {_ALERTS[alert].format(own=own)}'
         elif reason in _REASONS:
@@ -227,7 +223,7 @@ class Tls:
         return TlsError(text)
 
     def _without_tls(self) -> str:
-        if self._server_side:
+        if self._peer == 'client':
             return 'the client does not speak TLS, and has to'
         return 'the server does not speak TLS at this address: leave ssl (--tls) out, or give another address'
 
