@@ -25,7 +25,7 @@ _unpack_from = HEADER.unpack_from
 JOIN_UP_TO = 16 * 1024
 
 #: A buffer begins with so many bytes: most connections, most of the time, need no more.
-_SMALL = 4 * 1024
+_SMALL = 1024
 
 #: A long frame's buffer starts no larger than this and doubles as data arrives, so that a length
 #: prefix alone makes nobody allocate much.
