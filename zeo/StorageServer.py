@@ -52,10 +52,10 @@ from zeo.server.limits import Door
 from zeo.server.limits import Full
 from zeo.server.limits import Limits
 from zeo.server.limits import files_for_connections
-from zeo.server.seldom import Seldom
-from zeo.server.seldom import SeldomEach
 from zeo.server.outbox import Outbox
 from zeo.server.roles import Roles
+from zeo.server.seldom import Seldom
+from zeo.server.seldom import SeldomEach
 from zeo.server.served import Served
 from zeo.server.session import Session
 from zeo.server.values import DEFAULT_SOCKET_MODE

@@ -367,6 +367,16 @@ def test_a_record_that_is_too_long_is_not_looked_into(monkeypatch: pytest.Monkey
     refused(record(Keeper, {'a': 1}))
 
 
+def test_a_record_of_too_many_parts_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conflicts, 'OPCODES', 100)
+    resolve(record(Keeper, [None] * 90))
+    effects.clear()
+    refused(record(Keeper, [None] * 110))
+    monkeypatch.setattr(conflicts, 'OPCODES', 1000)
+    monkeypatch.setattr(conflicts, 'PARTS', 100)
+    refused(record(Keeper, [None] * 110))
+
+
 def deep(levels: int) -> Any:
     value: Any = ()
     for _ in range(levels):

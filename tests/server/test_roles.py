@@ -108,7 +108,7 @@ def test_packs_and_undos_are_told(audited: Audited, as_role: str | None, certifi
     peer.call('pack', 0.0)
     with pytest.raises(Exception, match='a number of seconds'):
         peer.call('pack', -1.0)
-    who = 'the client (desk)' + (f', certificate {certificate}' if certificate else '')
+    who = 'the client' + (f', certificate {certificate}' if certificate else '') + ' (desk)'
     undone, packed = audited.lines()
     assert undone == f'{who}: storage 1: undo: committed as {tid.hex()}'
     assert packed.startswith(f'{who}: storage 1: pack as of 1970-01-01') and packed.endswith(': done')

@@ -16,6 +16,7 @@ import datetime
 import decimal
 import encodings.raw_unicode_escape  # noqa: F401  (reading a record must not be what imports it)
 import io
+import itertools
 import logging
 import pickletools
 import sys
@@ -37,8 +38,11 @@ from zeo.wire import makers
 
 logger = logging.getLogger(__name__)
 
-#: Records that are longer, in bytes, are not resolved: it would take too long with the commit lock.
+#: Records that are longer, in bytes, or have more opcodes, or values of more parts, counted as often as they
+#: occur, are not resolved: it would take too long with the commit lock.
 LONGEST = 16 * 1024 * 1024
+OPCODES = 500_000
+PARTS = 1_000_000
 
 #: How deep values may be nested; of how many parts a key of a dictionary may consist.
 DEPTH = 100
@@ -215,7 +219,7 @@ class _Reader:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._unusual = 0  # keys
-        self._parts = 10_000 + 4 * len(record)  # so many may be looked at in all, see `prove_plain`
+        self._parts = PARTS  # so many may be looked at, see `prove_plain`
 
     @property
     def at(self) -> int:
@@ -233,7 +237,7 @@ class _Reader:
     def _next(self) -> Any:
         self._stack.clear()
         self._marks.clear()
-        for opcode, argument, _ in pickletools.genops(self._file):
+        for opcode, argument, _ in itertools.islice(pickletools.genops(self._file), OPCODES):
             name = opcode.name
             if name in _ARGUMENTS:
                 self._stack.append(argument)
@@ -245,6 +249,7 @@ class _Reader:
                 return self._stack.pop()
             elif name != 'PROTO':
                 raise Unresolvable(f'the opcode {name}')
+        raise Unresolvable(f'more than {OPCODES} opcodes')
 
     def mark(self, _: Any) -> None:
         self._marks.append(len(self._stack))

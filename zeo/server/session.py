@@ -31,7 +31,6 @@ from zeo.server import blobs
 from zeo.server import figures
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
-from zeo.server.seldom import Seldom
 from zeo.server.outbox import AHEAD
 from zeo.server.outbox import GONE
 from zeo.server.outbox import SENT
@@ -39,6 +38,7 @@ from zeo.server.outbox import Outbox
 from zeo.server.roles import Role
 from zeo.server.roles import Roles
 from zeo.server.roles import audit
+from zeo.server.seldom import Seldom
 from zeo.server.served import Served
 from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
@@ -124,9 +124,9 @@ class Session:
 
     @property
     def who(self) -> str:
-        """For the audit log."""
+        """For the audit log; what the client says itself comes last, since it may say anything."""
         shown = '' if self.certificate_name is None else f', certificate {_printable(self.certificate_name)}'
-        return self.client + shown
+        return self._address + shown + (self.label and f' ({self.label})')
 
     # ---- a message comes in ------------------------------------------------------------
 
@@ -268,13 +268,13 @@ class Session:
     # ---- session -----------------------------------------------------------------------
 
     def register(self, storage_name: str, read_only: bool) -> bytes:
-        served = self._storages.get(storage_name) if isinstance(storage_name, str) else None
-        if served is None:
-            raise ValueError(f'unknown storage: {storage_name!s:.100}')
         role = self._roles.of(self._listening, self.certificate_name)
         if role < Role.READ:
             self._forbidden('to use this server', 'it has no role')
             raise StorageError('this server has no role for you; see --role there')
+        served = self._storages.get(storage_name) if isinstance(storage_name, str) else None
+        if served is None:
+            raise ValueError(f'unknown storage: {storage_name!s:.100}')
         if role < Role.WRITE and not read_only:
             raise self._forbidden('to write', 'only for the role write')
         if served.read_only and not read_only:
