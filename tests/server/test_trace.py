@@ -20,7 +20,7 @@ def test_a_call_is_told_when_it_is_answered_and_only_once(told):
     trace.end(b'1', 'client')
     trace.end(b'1', 'client')
     [line] = told()
-    assert line.startswith('client: vote took 0.') and line.endswith(' ms')
+    assert line.startswith('client: vote took ') and line.endswith(' ms')
 
 
 def test_an_error_is_named(told):
