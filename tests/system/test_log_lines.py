@@ -102,8 +102,7 @@ def logged() -> list[tuple[str, ast.expr]]:
 
 def test_every_line_says_first_whom_it_is_about() -> None:
     wrong = [(place, ast.unparse(text)) for place, text in logged()
-             if not (isinstance(text, ast.Constant)
-                     and re.match(r'(%s|%s\.%s|storage %s): \S', str(text.value)))]
+             if not re.match(r"['\"](%s|%s\.%s|storage %s): ", ast.unparse(text))]
     assert not wrong and len(logged()) > 30
 
 
