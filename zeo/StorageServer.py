@@ -22,9 +22,9 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket), and so
 is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
 beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
-beside it, of a line's closing, of what TLS encrypts (`zeo.wire.tls`), of a count in the statistics, and of
-lines that are logged seldom, with their hosts.  No storage is called and nothing is sent under 3, 4, 5 or a
-leaf.
+beside it, of a line's closing, of what TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of the
+sessions of a storage, and of lines that are logged seldom, with their hosts.  No storage is called and nothing
+is sent under 3, 4, 5 or a leaf.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from zeo.server.roles import Roles
 from zeo.server.seldom import Seldom
 from zeo.server.seldom import SeldomEach
 from zeo.server.served import Served
+from zeo.server.session import MeasuredSession
 from zeo.server.session import Session
 from zeo.server.values import DEFAULT_SOCKET_MODE
 from zeo.server.writer import PATIENCE
@@ -107,7 +108,7 @@ class StorageServer:
     which the server closes.  The options are explained in start.txt; ``transaction_timeout`` and
     ``invalidation_age`` are in seconds, None switches them off; without ``roles`` everybody may do everything.
     With ``ssl``, the context of a server (`zeo.wire.certificates.server_context` makes one), TLS is spoken at
-    addresses with a port.
+    addresses with a port.  With ``measure`` sessions measure how long loads take.
     """
 
     def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address | socket.socket], *,
@@ -115,7 +116,7 @@ class StorageServer:
                  invalidation_queue_size: int = 100, invalidation_age: float | None = None,
                  client_conflict_resolution: bool = False,
                  socket_mode: int = DEFAULT_SOCKET_MODE, ssl: ssl.SSLContext | None = None,
-                 limits: Limits = Limits(), roles: Roles = Roles()) -> None:
+                 limits: Limits = Limits(), roles: Roles = Roles(), measure: bool = False) -> None:
         by_storage: dict[int, Served] = {}
         self._served: dict[str, Served] = {}
         for name, storage in storages.items():
@@ -129,6 +130,7 @@ class StorageServer:
             self._served[name] = served
         self._wanted = list(addresses)
         self._socket_mode = socket_mode
+        self.session: type[Session] = MeasuredSession if measure else Session
         self._listeners: list[_Listener] = []
         self._writer = Writer()
         self.limits = limits
@@ -155,6 +157,11 @@ class StorageServer:
     def storages(self) -> Mapping[str, Served]:
         """What is served, by name."""
         return self._served
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server is to end, or has ended."""
+        return self._closing
 
     def start(self) -> None:
         """Listen on all addresses and serve in background threads.
@@ -298,8 +305,8 @@ class Connection:
             self._tls = Tls(context, self._receive_in_time, server_side=True)
             self._recv_into = self._tls.recv_into
             self.line = SecureLine(sock, outbox, server.writer, self._tls)
-        self.session = Session(server.storages, outbox, client, self.line.hang_up, limits=server.limits,
-                               roles=server.roles, address=address)
+        self.session = server.session(server.storages, outbox, client, self.line.hang_up, limits=server.limits,
+                                      roles=server.roles, address=address)
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
 

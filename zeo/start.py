@@ -38,6 +38,8 @@ from zeo.StorageServer import StorageServer
 if TYPE_CHECKING:
     import ssl
 
+    from zeo.server.monitor import Monitor
+
 logger = logging.getLogger('zeo')
 
 STOP = {signal.SIGTERM, signal.SIGINT}
@@ -125,6 +127,9 @@ def run(options: Options) -> None:
         at_end.callback(signals.ignore)
         if options.profile:
             at_end.enter_context(_profiling(options.profile))
+        monitor = _monitor(options)
+        if monitor is not None:
+            at_end.callback(monitor.close)
         try:
             opened = _open(options, file, signals)
         except Interrupted:
@@ -135,6 +140,9 @@ def run(options: Options) -> None:
             at_end.callback(_remove_number, number)
         server = _start(options, opened, handed_over, tls)
         at_end.callback(server.close)
+        if monitor is not None:
+            monitor.tell_about(server.storages, lambda: server.closing)
+            logger.info('the monitor is at %s', 'http://' + addresses.describe(monitor.address))
         for text in (warning, *options.notices):
             if text:
                 logger.warning('%s', text)
@@ -149,6 +157,22 @@ def run(options: Options) -> None:
         _wait(signals, log_file)
         servicemanager.tell('STOPPING=1', 'STATUS=closing')
     logger.info('closed')
+
+
+def _monitor(options: Options) -> 'Monitor | None':
+    """The web server that tells how this one is; it answers already while storages are opened."""
+    if options.monitor is None:
+        return None
+    from zeo.server import metrics
+    from zeo.server.monitor import Monitor
+    try:
+        monitor = Monitor(*options.monitor)
+    except OSError as error:
+        raise CannotStart(f'--monitor: {error.strerror or error}') from None
+    if not metrics.AVAILABLE:
+        logger.warning('%s', metrics.MISSING)
+    monitor.start()
+    return monitor
 
 
 def _complaint(options: Options, file: str | None) -> str | None:
@@ -212,7 +236,7 @@ def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.so
             invalidation_age=options.invalidation_age,
             client_conflict_resolution=options.client_conflict_resolution,
             socket_mode=options.socket_mode, ssl=tls,
-            limits=options.limits, roles=Roles(options.roles))
+            limits=options.limits, roles=Roles(options.roles), measure=options.monitor is not None)
         unless_started.pop_all()  # the server closes the storages from now on
         unless_started.callback(server.close)
         try:

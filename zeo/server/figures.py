@@ -21,10 +21,16 @@ def of_storage(served: Served) -> dict[str, Any]:
         sizes = dict(served.sizes())
     except Exception:  # it may be a client of a server that is gone
         sizes = {'length': None, 'size': None}
+    traffic = served.traffic()
+    counts = served.statistics
     holder, since = served.lock.holder, served.lock.since
     return {
         **served.status(), **sizes,
-        'started': served.statistics.started,
+        'started': counts.started,
+        'received': traffic.received,
+        'sent': traffic.sent,
+        'durations': {'load': traffic.loads.figures(), 'vote_wait': counts.vote_wait.figures(),
+                      'finish': counts.finish.figures()},
         'room': served.packing.room,
         'pack': served.packing.progress,
         'holder': None if holder is None or since is None else {

@@ -54,6 +54,7 @@ class Options:
     user: str | None = None
     pid_file: str | None = None  #: as given; see `pid_file`
     log: 'str | EventLogFactory | None' = None
+    monitor: tuple[str, int] | None = None
     profile: str | None = None
     debug: bool = False
     read_only: bool = False
@@ -303,6 +304,9 @@ def _parser() -> argparse.ArgumentParser:
         'stay in the foreground and log in detail'))
     process.add_argument('--log', type=values.path, metavar='FILE', help=(
         'append the log to this file; SIGHUP reopens it (default: standard error)'))
+    process.add_argument('--monitor', type=values.monitor, metavar='[HOST:]PORT', help=(
+        'tell how the server is at this address: a page for browsers, /healthz, and /metrics for'
+        ' Prometheus (HOST is this machine only, unless it is given)'))
     process.add_argument('-P', '--profile', type=values.path, metavar='FILE', help=(
         'profile all threads and write the result to this file at the end, for the module pstats'))
     process.add_argument('--help', action='help', help='show this text and stop')

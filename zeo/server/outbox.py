@@ -24,6 +24,7 @@ delays nobody but itself.  If its backlog gets too long it is condemned.
 """
 
 import enum
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +36,11 @@ from zeo.wire.framing import Frame
 
 #: Backlog in bytes beyond which a client that does not read is given up.
 LIMIT = 64 * 1024 * 1024
+
+#: So many frames are looked at to tell how far behind a client is.
+LOOK_AT = 10_000
+
+_ANNOUNCEMENT = b'invalidateTransaction'
 
 
 class Outcome(enum.Enum):
@@ -164,6 +170,15 @@ class Outbox:
         for part in frame:
             parts.append(part)
             self.backlog += len(part)
+
+    def waiting_announcements(self) -> int:
+        """How many transactions its client has not been told of since it does not read: its lag.
+
+        What is in the kernel's hands, or about to be, does not count; nor is there a look at more than
+        the first `LOOK_AT` frames.
+        """
+        with self._mutex:
+            return sum(_ANNOUNCEMENT in part[:64] for part in itertools.islice(self._parts, LOOK_AT))
 
     # ---- waiting ---------------------------------
 

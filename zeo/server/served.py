@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import NamedTuple
 
 from persistent.TimeStamp import TimeStamp
 from ZODB.BaseStorage import BaseStorage
@@ -31,6 +32,7 @@ from zope.interface import providedBy
 from zeo.server import blobs
 from zeo.server import conflicts
 from zeo.server.commitlock import CommitLock
+from zeo.server.histogram import Histogram
 from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
@@ -56,6 +58,9 @@ class Statistics:
         self.conflicts = 0
         self.conflicts_resolved = 0
         self.active_txns = 0
+        # How long votes waited for the commit lock, and finishing took; counted under that lock.
+        self.vote_wait = Histogram()
+        self.finish = Histogram()
         self._mutex = threading.Lock()  # guards `active_txns`, which goes up and down in any thread
 
     def begun(self) -> None:
@@ -65,6 +70,19 @@ class Statistics:
     def ended(self) -> None:
         with self._mutex:
             self.active_txns -= 1
+
+
+class Traffic(NamedTuple):
+    """Bytes received from clients and sent to them, and how long loads took, where that is measured."""
+
+    received: int
+    sent: int
+    loads: Histogram
+
+    def plus(self, others: 'Iterable[Traffic]') -> 'Traffic':
+        all_of_them = [self, *others]
+        return Traffic(sum(each.received for each in all_of_them), sum(each.sent for each in all_of_them),
+                       Histogram().plus(each.loads for each in all_of_them))
 
 
 class Served:
@@ -89,8 +107,10 @@ class Served:
         self.statistics = Statistics()
         self.lock = CommitLock(transaction_timeout, name)
         self.packing = Packing(name, storage)
-        # Those who use it: added and removed by their own threads, copied by others.
+        # Those who use it, and what those did that have left; guarded by `_register`, a leaf.
         self.sessions: dict['Session', None] = {}
+        self._departed = Traffic(0, 0, Histogram())
+        self._register = threading.Lock()
         # Runs the votes that had to wait for the commit lock, or may have to wait for a pack.  Since
         # they hold the commit lock there is never more than one.
         self.voter = Worker(f'zeo voter {name}')
@@ -119,6 +139,22 @@ class Served:
             storage.registerDB(_Wrapper(self))
         if self.announces_itself:
             self.publisher.start_afresh(self._last_tid_of_storage())
+
+    def entered(self, session: 'Session') -> None:
+        """It uses this storage from now on."""
+        with self._register:
+            self.sessions[session] = None
+
+    def left(self, session: 'Session') -> None:
+        """It does not any more; what it did still counts."""
+        with self._register:
+            if self.sessions.pop(session, self) is None:
+                self._departed = self._departed.plus([session.traffic])
+
+    def traffic(self) -> Traffic:
+        """Of all sessions, also those that have left; never less than before."""
+        with self._register:
+            return self._departed.plus(each.traffic for each in self.sessions)
 
     @property
     def read_only(self) -> bool:

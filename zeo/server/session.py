@@ -29,6 +29,7 @@ from ZODB.utils import z64
 from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server import figures
+from zeo.server.histogram import Histogram
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
 from zeo.server.outbox import AHEAD
@@ -40,6 +41,7 @@ from zeo.server.roles import Roles
 from zeo.server.roles import audit
 from zeo.server.seldom import Seldom
 from zeo.server.served import Served
+from zeo.server.served import Traffic
 from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
 from zeo.server.transaction import Transaction
@@ -96,6 +98,7 @@ class Session:
         self._role = Role.NOTHING
         self._refusals = Seldom(logger)
         self._labels = Seldom(logger)
+        self.loads = Histogram()  # how long they took, if that is measured
         self._address = client
         self._storages = storages
         self._hang_up = hang_up
@@ -287,7 +290,7 @@ class Session:
         self._role = role
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
-        served.sessions[self] = None
+        served.entered(self)
         logger.info('%s: uses storage %s%s', self.client, storage_name,
                     ' (read only)' if self._read_only else '')
         return served.publisher.last_tid
@@ -336,7 +339,12 @@ class Session:
         """What `zeo.server.figures` tells of this client; any thread."""
         return {'address': self._address, 'label': self.label, 'since': self.connected,
                 'read_only': self._read_only, 'received': self.received,
-                'sent': self.outbox.size_sent, 'unsent': self.outbox.backlog}
+                'sent': self.outbox.size_sent, 'unsent': self.outbox.backlog,
+                'behind': self.outbox.waiting_announcements()}
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(self.received, self.outbox.size_sent, self.loads)
 
     def verify(self, answer: Answer, revisions: bytes) -> None:
         if not isinstance(revisions, bytes) or len(revisions) % 16:
@@ -641,8 +649,17 @@ class Session:
             self._transaction.abandon()
         if self._served is not None:
             self._served.publisher.unsubscribe(self.outbox)
-            self._served.sessions.pop(self, None)
+            self._served.left(self)
         self.iterator_gc([*self._iterators, *self._record_iterators])
+
+
+class MeasuredSession(Session):
+    """A session that measures how long it takes to answer loads, which is what servers mostly do."""
+
+    def _load(self, message_id: PickledId, oid: bytes, tid: bytes) -> None:
+        begin = time.perf_counter()
+        super()._load(message_id, oid, tid)
+        self.loads.observe(time.perf_counter() - begin)
 
 
 #: Methods that are given a function to answer with, since they may answer later.

@@ -18,6 +18,7 @@ leaves a note, and the thread that votes then aborts.
 import enum
 import logging
 import threading
+import time
 from collections.abc import Callable
 from collections.abc import Container
 from typing import Any
@@ -111,6 +112,7 @@ class Transaction:
         # The following belong to whoever votes, then to whoever has claimed the transaction.
         self._vote_answer: Answer = _no_answer
         self._tell_tid = False
+        self._asked_at = 0.0  # time.perf_counter() of the vote
         self._settled = threading.Lock()  # released at the end if the client knows the tid
         self._settled.acquire()
         self._changed: dict[bytes, None] = {}  # oids, as a set in order
@@ -183,6 +185,7 @@ class Transaction:
         `fail`, and the transaction has ended.  With ``tell_tid`` the answer to a successful vote is a pair: the usual answer, and the tid that
         the transaction will have, or None if the storage chooses it later.
         """
+        self._asked_at = time.perf_counter()
         if not self._move(State.BEGUN, State.WAITING):
             raise StorageTransactionError(f'already voting: the transaction is {self.state.value}')
         if self.failure is not None:
@@ -212,6 +215,7 @@ class Transaction:
         error: BaseException | None = None
         tid: bytes | None = None
         conflicts: list[Any] = []
+        self._served.statistics.vote_wait.observe(time.perf_counter() - self._asked_at)
         try:
             tid = self._replay()
             conflicts = list(self._conflicts.values())
@@ -348,6 +352,7 @@ class Transaction:
         """Make the voted transaction durable, announce it, answer it, then release the commit lock."""
         if not self._move(State.VOTED, State.FINISHING):
             raise StorageTransactionError(f'cannot finish: the transaction is {self.state.value}')
+        begin = time.perf_counter()
         served = self._served
         oids = list(self._changed)
         tids: list[bytes] = []  # the one that was published
@@ -377,6 +382,7 @@ class Transaction:
                 publish(served.storage.lastTransaction() if tid is None else tid)
             served.statistics.commits += 1
             self._outcome = f'committed as {tids[0].hex()}'
+            served.statistics.finish.observe(time.perf_counter() - begin)
         except BaseException:
             logger.critical('%s: a transaction failed while it was being finished; everybody is'
                             ' disconnected', self.client, exc_info=True)

@@ -55,6 +55,14 @@ def address(text: str) -> tuple[str, int] | str:
                     ' a slash in it') from None
 
 
+def monitor(text: str) -> tuple[str, int]:
+    """Where the monitor listens: ``host:port``, or a port for this machine only."""
+    found = address(text)
+    if isinstance(found, str):
+        raise Wrong(f'{text!r} is no address of a web server; give a port, or host:port')
+    return found[0] or 'localhost', found[1]
+
+
 def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
         raise Wrong(f'{text!r} is no number of transactions; give 1 or more')
