@@ -181,10 +181,9 @@ def test_a_socket_that_is_handed_over_is_served_and_its_file_is_left_alone(run, 
         path = folder / 'handed'
         listening.bind(str(path))
         listening.listen()
-        high = os.dup2(listening.fileno(), 10, inheritable=True)
-        process = subprocess.Popen([sys.executable, '-c', HAND_OVER, '10', 'Data.fs'], cwd=folder,
-                                   env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, pass_fds=[high])
-        os.close(high)
+        handed = listening.fileno()
+        process = subprocess.Popen([sys.executable, '-c', HAND_OVER, str(handed), 'Data.fs'], cwd=folder,
+                                   env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, pass_fds=[handed])
     log = Log(process.stderr)
     try:
         assert list(probe(str(path), PATIENCE)) == ['1']      # it waits until the server is ready
