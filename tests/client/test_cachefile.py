@@ -187,6 +187,18 @@ def test_a_file_changed_by_somebody_else_is_noticed_before_it_is_reused(path: Pa
         log.oldest()
     log.abandon()
 
+def test_a_closed_log_touches_no_file_that_has_its_number_now(path: Path) -> None:
+    log = opened(path)
+    log.start_over(7)
+    write(log, 1)
+    log.close()
+    with open(path.with_name('other'), 'w+b') as other:     # gets the lowest number that is free
+        for change in log.flush, lambda: log.mark(clean=True), lambda: log.start_over(8), lambda: log.read(64 << 32 | 1):
+            with pytest.raises(OSError, match='Bad file descriptor'):
+                change()
+        assert other.read() == b''
+
+
 
 @pytest.mark.parametrize('content', [b'', b'\0', bytes(3), bytes(4), bytes(20), bytes(1000), b'\xff' * 100])
 def test_what_was_not_packed_is_not_unpacked(content: bytes) -> None:

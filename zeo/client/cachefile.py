@@ -233,7 +233,7 @@ class Log:
                 self.mark(clean=True)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)      # a child may have inherited it
-            self._file.close()
+            self.abandon()
 
     def _summarize(self, summary: bytes) -> int:
         """Write the summary, if there is room for it; gives its checksum."""
@@ -268,6 +268,7 @@ class Log:
 
     def abandon(self) -> None:
         """Close this process' copy of the file, which stays another one's to write and to lock."""
+        self._fd = -1       # the number may soon be that of another file
         self._file.close()
 
     def mark(self, clean: bool) -> None:
