@@ -114,22 +114,25 @@ def run(options: Options) -> None:
     file = data_file(options, os.environ)
     if file is not None:
         storages.check_folder(file)
-    tls = _tls(options)  # the one thing that is read before: keys often belong to root
-    # First of all: whatever is opened or made afterwards belongs to the user who has to work with it.
-    warning = privileges.settle(options.user, lambda: _complaint(options, file))
-    log_file = logs.set_up(options.log, options.debug)
-    handed_over = servicemanager.sockets(os.environ)
-    if not (handed_over or options.addresses):
-        raise CannotStart('no address to listen on: the service manager hands its sockets to another process'
-                          ' (LISTEN_PID); start the server itself, not a program that starts it')
-    signals = Signals()
     with contextlib.ExitStack() as at_end:
-        at_end.callback(signals.ignore)
-        if options.profile:
-            at_end.enter_context(_profiling(options.profile))
+        # These two are done before: keys, and files of Python, often cannot be read by others.
+        tls = _tls(options)
         monitor = _monitor(options)
         if monitor is not None:
             at_end.callback(monitor.close)
+        # First of all else: whatever is opened or made afterwards belongs to the user who has to work with it.
+        warning = privileges.settle(options.user, lambda: _complaint(options, file))
+        log_file = logs.set_up(options.log, options.debug)
+        handed_over = servicemanager.sockets(os.environ)
+        if not (handed_over or options.addresses):
+            raise CannotStart('no address to listen on: the service manager hands its sockets to another process'
+                              ' (LISTEN_PID); start the server itself, not a program that starts it')
+        signals = Signals()
+        at_end.callback(signals.ignore)
+        if options.profile:
+            at_end.enter_context(_profiling(options.profile))
+        if monitor is not None:
+            monitor.start()
         try:
             opened = _open(options, file, signals)
         except Interrupted:
@@ -143,7 +146,7 @@ def run(options: Options) -> None:
         if monitor is not None:
             monitor.tell_about(server.storages, lambda: server.closing)
             logger.info('the monitor is at %s', 'http://' + addresses.describe(monitor.address))
-        for text in (warning, *options.notices):
+        for text in (warning, monitor and monitor.warning, *options.notices):
             if text:
                 logger.warning('%s', text)
         if number is not None:
@@ -160,19 +163,15 @@ def run(options: Options) -> None:
 
 
 def _monitor(options: Options) -> 'Monitor | None':
-    """The web server that tells how this one is; it answers already while storages are opened."""
+    """The web server that tells how this one is; started, it answers already while storages are opened."""
     if options.monitor is None:
         return None
-    from zeo.server import metrics
     from zeo.server.monitor import Monitor
+
     try:
-        monitor = Monitor(*options.monitor)
+        return Monitor(*options.monitor)
     except OSError as error:
-        raise CannotStart(f'--monitor: {error.strerror or error}') from None
-    if not metrics.AVAILABLE:
-        logger.warning('%s', metrics.MISSING)
-    monitor.start()
-    return monitor
+        raise CannotStart(f'the monitor: {error.strerror or error}') from None
 
 
 def _complaint(options: Options, file: str | None) -> str | None:

@@ -191,10 +191,10 @@ def _storage(name: str, storage: dict[str, Any], now: float) -> Iterator[str]:
         yield f'  clients        {storage["connections"]}'
         return
     yield f'  clients        {len(clients)}'
-    rows = [('', 'address', 'label', 'connected', 'bytes in', 'bytes out', 'unread')]
+    rows = [('', 'address', 'label', 'connected', 'bytes in', 'bytes out', 'unread', 'lag')]
     rows += [('', each['address'], each['label'] or '-', commands.duration(now - each['since']),
-              commands.size(each['received']), commands.size(each['sent']), commands.size(each['unsent']))
-             for each in clients]
+              commands.size(each['received']), commands.size(each['sent']), commands.size(each['unsent']),
+              str(each['behind'])) for each in clients]
     if clients:
         widths = [max(map(len, column)) for column in zip(*rows)]
         for row in rows:

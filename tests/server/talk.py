@@ -164,14 +164,14 @@ class SessionPeer(Peer):
     """A client without a network: its messages are handled at once, in the thread that says them."""
 
     def __init__(self, storages: Served | dict[str, Served], name: str = '1', read_only: bool = False,
-                 register: bool = True) -> None:
+                 register: bool = True, session: type[Session] = Session) -> None:
         super().__init__()
         self.outbox = Outbox()
         self.outbox.deliver = self._listen
         if isinstance(storages, Served):
             storages = {name: storages}
         self.hung_up = False
-        self.session = Session(storages, self.outbox, 'the client', self._hang_up)
+        self.session = session(storages, self.outbox, 'the client', self._hang_up)
         self._inbox = Inbox(2**31)
         self._listening = threading.Lock()
         if register:

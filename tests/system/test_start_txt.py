@@ -231,5 +231,5 @@ def test_every_option_is_explained_with_its_default_and_an_example(option):
 
 def test_every_option_that_is_explained_exists():
     known = {', '.join(option.option_strings) for option in options()}
-    explained = {re.sub(r'[= ][A-Z][A-Z=:]*', '', heading) for heading in ENTRIES if heading[0] == '-'}
+    explained = {re.sub(r'[= ]\[?[A-Z][]A-Z=:]*', '', heading) for heading in ENTRIES if heading[0] == '-'}
     assert explained == known

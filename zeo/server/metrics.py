@@ -11,12 +11,13 @@ try:
     from prometheus_client.core import GaugeMetricFamily
     from prometheus_client.core import HistogramMetricFamily
     from prometheus_client.core import InfoMetricFamily
-    from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+    from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
     from prometheus_client.openmetrics.exposition import generate_latest
 except ImportError:
     AVAILABLE = False
 else:
     AVAILABLE = True
+    CONTENT_TYPE: str = CONTENT_TYPE_LATEST
 
 MISSING = "/metrics needs prometheus-client: pip install 'threaded-zeo[monitor]'"
 

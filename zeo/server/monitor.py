@@ -62,7 +62,13 @@ class Monitor:
     def __init__(self, host: str, port: int) -> None:
         self._storages: Mapping[str, Served] | None = None
         self._is_closing: Callable[[], bool] = lambda: False
+        self._files = {path: (kind, (PAGE / name).read_bytes()) for path, (name, kind) in FILES.items()}
         self._webs = [_Web(self, sock) for sock in addresses.listen(host, port)]
+
+    @property
+    def warning(self) -> str | None:
+        """What it cannot tell, and what to do about it."""
+        return None if metrics.AVAILABLE else metrics.MISSING
 
     @property
     def address(self) -> tuple[str, int]:
@@ -91,9 +97,8 @@ class Monitor:
     # ---- what is answered; in the threads of requests
 
     def answer(self, path: str) -> Answer:
-        if path in FILES:
-            name, kind = FILES[path]
-            return 200, kind, (PAGE / name).read_bytes()
+        if path in self._files:
+            return 200, *self._files[path]
         if path == '/healthz':
             return self._health()
         if path in ('/metrics', '/figures.json'):
@@ -177,7 +182,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         self.close_connection = True
         self.rfile.close()
-        self.rfile = io.BufferedReader(io.BytesIO(self._head()))  # type: ignore[arg-type]
+        self.rfile = io.BufferedReader(io.BytesIO(self._head()))
         self.raw_requestline = self.rfile.readline()
         if self.raw_requestline and self.parse_request():
             if self.command in ('GET', 'HEAD'):

@@ -77,8 +77,6 @@ const CHARTS = [
    lines: [['', now => Math.max(0, ...now.clients.map(client => client.behind))]],
    note: () => 'commits that the slowest has not been told of'},
   {title: 'Traffic', show: value => bytes(Math.round(value)) + '/s', lines: [['sent', rate('sent')], ['received', rate('received')]]},
-  {title: 'Pack', show: percent, most: 1, lines: [['', now => now.pack ? now.pack.share : null]],
-   note: now => now.pack ? now.pack.phase + ', for ' + duration(now.now - now.pack.since) : 'none in progress'},
 ];
 
 // ---- elements
@@ -121,7 +119,7 @@ function draw(chart) {
   const drawing = chart.svg;
   drawing.replaceChildren();
   const end = data.length ? data[data.length - 1].at : 0;
-  const most = chart.most || ceiling(Math.max(0, ...data.flatMap(point => point.values.map(value => value || 0))));
+  const most = ceiling(Math.max(0, ...data.flatMap(point => point.values.map(value => value || 0))));
   const x = at => LEFT + (WIDTH - LEFT - RIGHT) * (1 - (end - at) / SPAN);
   const y = value => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / most);
   for (const share of [0, .5, 1]) {
@@ -225,6 +223,13 @@ function facts(now) {
     return box;
   }));
 }
+function pack(now) {
+  const {share, phase, since} = now.pack || {};
+  $('pack').hidden = !now.pack;
+  $('pack-words').textContent = now.pack ? `${phase}, for ${duration(now.now - since)}` : '';
+  $('pack-share').textContent = percent(share);
+  $('pack-bar').value = share || 0;
+}
 function clients(now) {
   const rows = now.clients.map(client => {
     const row = html('tr');
@@ -253,8 +258,10 @@ function show(names) {
   tabs(names);
   const answers = kept[chosen];
   if (!answers) return;
-  facts(answers[answers.length - 1]);
-  clients(answers[answers.length - 1]);
+  const now = answers[answers.length - 1];
+  facts(now);
+  pack(now);
+  clients(now);
   CHARTS.forEach(draw);
 }
 function tell(text, kind) {
