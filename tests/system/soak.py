@@ -49,6 +49,7 @@ from tests.system.clients import store
 from tests.system.servers import PATIENCE
 from tests.system.servers import ROOT
 from tests.system.servers import Server
+from tests.system.servers import Storage
 from tests.system.servers import file_storage
 from tests.system.servers import until
 from zeo.errors import ClientDisconnected
@@ -190,6 +191,39 @@ def unread(effort: float) -> Account:
                 reset(peer)
             reader.sync()
             account.expect(load_current(reader, many[0]) == load_current(writer, many[0]), 'what others see')
+    return account
+
+
+#: A FileStorage in a server that gives up who is so many bytes behind: 64 MB are a lot of commits.
+IMPATIENT = """(setattr(__import__('zeo.server.outbox').server.outbox.Outbox.__init__, '__defaults__', (10**6,)),
+              FileStorage('Data.fs'))[1]"""
+
+
+def lagging(effort: float) -> Account:
+    """Clients hear of commits and read nothing, until they are cut off."""
+    account, rounds = Account(), max(int(5 * effort), 1)
+    with (Server(storages={'1': Storage(IMPATIENT)}, invalidation_queue_size=10) as server,
+          client_of(server) as writer):
+        many = [writer.new_oid() for _ in range(2000)]
+        free = [seconds(_commit_many, writer, many) for _ in range(20)]
+        with watched(server, account):
+            beside: list[float] = []
+            for _ in range(rounds):
+                begin = len(server.log.lines)
+                peer = SocketPeer(server.address, reading=False)
+                peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                while not any('does not read what it is sent' in line for line in server.log.lines[begin:]):
+                    beside.append(seconds(_commit_many, writer, many))
+                    if len(beside) > 1000 * rounds:
+                        break
+                lines = [line for line in server.log.lines[begin:] if 'disconnected' in line]
+                account.expect(len(lines) == 1, f'{len(lines)} lines tell that it is cut off')
+                reset(peer)
+            slower = statistics.median(beside) / statistics.median(free)
+            account.expect(slower < 3, f'commits take {slower:.1f} times as long')
+            account.notes['clients cut off'] = f'{rounds}, each after {len(beside) / rounds:.0f} commits'
+            account.notes['commits beside them'] = (
+                f'{statistics.median(free) * 1000:.1f} -> {statistics.median(beside) * 1000:.1f} ms')
     return account
 
 
@@ -695,9 +729,9 @@ def _come_and_go(server: Server, oid: bytes, tid: bytes, times: int) -> list[boo
 NEED_A_DISK = {'full-disk': full_disk, 'full-staging': full_staging, 'full-log': full_log,
                'full-cache': full_cache, 'read-only-medium': read_only_medium}
 SCENARIOS: dict[str, Callable[[float], Account]] = {
-    'unread': unread, 'stopped': stopped, 'vanishing': vanishing, 'killed': killed, 'told-to-end': told_to_end,
-    'power-cut': power_cut, 'out-of-files': out_of_files, 'many': many, 'coming-and-going': coming_and_going,
-    **NEED_A_DISK}
+    'unread': unread, 'lagging': lagging, 'stopped': stopped, 'vanishing': vanishing, 'killed': killed,
+    'told-to-end': told_to_end, 'power-cut': power_cut, 'out-of-files': out_of_files, 'many': many,
+    'coming-and-going': coming_and_going, **NEED_A_DISK}
 
 
 def main(arguments: list[str] | None = None) -> int:
