@@ -8,7 +8,9 @@ Threads of a server process, each named for what it does:
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
 - ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
 - ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
-- ``zeo pack STORAGE`` and the like: one for each request that may take long, while it lasts.
+- ``zeo pack STORAGE`` and the like: one for each request that may take long, while it lasts;
+- ``zeo monitor ADDRESS``: one for each socket of the monitor, beside one for each request of a browser and the
+  like, of which there are few at a time (`zeo.server.monitor`).
 
 Locks, from the outermost to the innermost; who holds one may take only those below it:
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from ZODB.Connection import TransactionMetaData
+from ZODB.MappingStorage import MappingStorage
 
 from tests.system.clients import store
 from tests.system.clients import vote
@@ -22,6 +24,9 @@ from tests.system.servers import ROOT
 from tests.system.servers import Server
 from tests.system.servers import figures
 from tests.system.servers import until
+from zeo.server.monitor import Monitor
+from zeo.server.packing import Packing
+from zeo.server.served import Served
 
 Start = Callable[..., Server]
 Open = Callable[..., Any]
@@ -127,6 +132,23 @@ def test_the_page_draws_what_happens(start_server: Start, open_client: Open, tmp
         assert title in titles
     drawn = re.findall(r'<path class="one" d="(M[^"]+)"', page)
     assert len(drawn) >= 5 and all('NaN' not in line for line in drawn), page
+
+
+@needs_a_browser
+def test_the_page_shows_how_far_a_pack_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = {'share': .25, 'phase': 'copying', 'since': time.time() - 90}
+    monkeypatch.setattr(Packing, 'progress', progress)
+    served, monitor = Served('1', MappingStorage()), Monitor('127.0.0.1', 0)
+    served.start()
+    monitor.start()
+    monitor.tell_about({'1': served}, lambda: False)
+    try:
+        page = see('http://%s:%d' % monitor.address, tmp_path)
+    finally:
+        monitor.close()
+        served.close()
+    assert '<section id="pack">' in page and text_of(page, 'pack-share') == '25 %'
+    assert text_of(page, 'pack-words').startswith('copying, for ')
 
 
 @needs_a_browser
