@@ -19,7 +19,7 @@ from tests.client.peer import PATIENCE
 from tests.client.peer import oid
 from tests.client.peer import tid
 from zeo.client import blobs
-from zeo.client.blobs import Arrivals
+from zeo.client.arrivals import Arrivals
 from zeo.client.blobs import BlobCache
 from zeo.client.blobs import SharedBlobs
 from zeo.errors import ClientStorageError
@@ -111,15 +111,6 @@ def test_revisions_and_objects_are_kept_apart(cache: BlobCache, server: Server) 
     assert all(Path(cache.get(*key, fails)).read_bytes() == repr(key).encode() for key in keys)
 
 
-def test_a_half_arrived_blob_never_looks_whole(cache: BlobCache, server: Server) -> None:
-    arrivals = server.arrivals
-    arrivals.start(oid(1), tid(1))
-    arrivals.add(oid(1), tid(1), b'some')
-    assert not files(cache.folder) and len(temporary(cache)) == 1
-    arrivals.lost()
-    assert not files(cache.folder) and not temporary(cache)
-
-
 def test_a_new_connection_has_its_own_arrivals(cache: BlobCache) -> None:
     before = cache.arrivals()
     before.start(oid(1), tid(1))
@@ -132,35 +123,6 @@ def test_a_new_connection_has_its_own_arrivals(cache: BlobCache) -> None:
     after.add(oid(1), tid(1), b'right')
     after.complete(oid(1), tid(1))
     assert Path(cache.get(oid(1), tid(1), fails)).read_bytes() == b'right'
-
-
-def test_blobs_may_arrive_mixed_up(cache: BlobCache, server: Server) -> None:
-    arrivals = server.arrivals
-    for number in (1, 2):
-        arrivals.start(oid(number), tid(1))
-    for piece in (b'some', b'', b'data'):
-        for number in (1, 2):
-            arrivals.add(oid(number), tid(1), piece * number)
-    for number in (1, 2):
-        arrivals.complete(oid(number), tid(1))
-    assert Path(cache.get(oid(1), tid(1), fails)).read_bytes() == b'somedata'
-    assert Path(cache.get(oid(2), tid(1), fails)).read_bytes() == b'somesomedatadata'
-
-
-def test_a_blob_that_starts_again_is_the_second_one(cache: BlobCache, server: Server) -> None:
-    arrivals = server.arrivals
-    for data in (b'wrong', b'right'):
-        arrivals.start(oid(1), tid(1))
-        arrivals.add(oid(1), tid(1), data)
-    arrivals.complete(oid(1), tid(1))
-    assert Path(cache.get(oid(1), tid(1), fails)).read_bytes() == b'right'
-    assert not temporary(cache)
-
-
-def test_pieces_of_nothing_are_ignored(cache: BlobCache, server: Server) -> None:
-    server.arrivals.add(oid(1), tid(1), b'data')
-    server.arrivals.complete(oid(1), tid(1))
-    assert not files(cache.folder)
 
 
 def test_what_the_server_does_not_have_is_a_key_error(cache: BlobCache) -> None:

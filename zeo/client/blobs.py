@@ -38,6 +38,8 @@ from ZODB.utils import oid_repr
 from ZODB.utils import tid_repr
 from ZODB.utils import u64
 
+from zeo.client.arrivals import Arrivals
+from zeo.client.arrivals import unlink
 from zeo.errors import ClientStorageError
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ class Blobs(Protocol):
     def open(self, oid: bytes, tid: bytes, fetch: Fetch, blob: Any = None) -> IO[bytes]:
         """A revision's file, for reading; ``blob`` is the `ZODB.blob.Blob` that keeps track of it."""
 
-    def arrivals(self) -> 'Arrivals | None':
+    def arrivals(self) -> Arrivals | None:
         """What receives blobs from a new connection; those before have ended."""
 
     def abandon(self) -> None:
@@ -143,14 +145,9 @@ def _take(path: str, folder: str) -> str:
     try:
         rename_or_copy_blob(path, target, chmod=False)
     except BaseException:
-        _unlink(target)
+        unlink(target)
         raise
     return target
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
 
 
 def _open(path: str, blob: Any) -> IO[bytes]:
@@ -194,7 +191,7 @@ class SharedBlobs:
         """The server has taken the file."""
 
     def discard(self, path: str) -> None:
-        _unlink(path)
+        unlink(path)
 
     def get(self, oid: bytes, tid: bytes, fetch: Fetch) -> str:
         path: str = self.helper.getBlobFilename(oid, tid)
@@ -297,13 +294,15 @@ class BlobCache:
         path: str = self.helper.getBlobFilename(oid, tid)
         return path
 
-    def _name(self, path: str, oid: bytes, tid: bytes) -> None:
+    def _put_in_place(self, path: str, oid: bytes, tid: bytes) -> None:
         """Give a complete file its final name; who may read the folder may read it."""
+        size = os.stat(path).st_size
         target = self._path(oid, tid)
         folder = os.path.dirname(target)
         self._make_folder(folder)
         os.chmod(path, stat.S_IRUSR | os.stat(folder).st_mode & READ_PERMS)
         os.replace(path, target)
+        self._grown(size)
 
     def take(self, oid: bytes, path: str) -> str:
         with _explained(f'a blob cannot be put into {self.temporary}'):
@@ -311,15 +310,12 @@ class BlobCache:
 
     def keep(self, oid: bytes, tid: bytes, path: str) -> None:
         try:
-            size = os.stat(path).st_size
-            self._name(path, oid, tid)
+            self._put_in_place(path, oid, tid)
         except OSError as error:
             logger.error('%s: a blob is not kept: %s', self.folder, error)  # the server has it
-        else:
-            self._grown(size)
 
     def discard(self, path: str) -> None:
-        _unlink(path)
+        unlink(path)
 
     # ---- reading
 
@@ -377,10 +373,10 @@ class BlobCache:
         raise ClientStorageError(
             f'blobs vanish from the cache folder {self.folder} as soon as they are fetched')
 
-    def arrivals(self) -> 'Arrivals':
+    def arrivals(self) -> Arrivals:
         if self._arrivals is not None:
             self._arrivals.lost()
-        self._arrivals = Arrivals(self)
+        self._arrivals = Arrivals(self.folder, self.temporary, self._put_in_place)
         return self._arrivals
 
     # ---- making room
@@ -475,7 +471,7 @@ class BlobCache:
             last = max((file.changed for file in files), default=0.0)
             for cached in files:
                 if cached.changed > last - UNSETTLED:
-                    _unlink(cached.path)
+                    unlink(cached.path)
         self._write(BOOT_MARKER, boot)
 
     # ---- the end
@@ -493,85 +489,3 @@ class BlobCache:
             sweeper = self._sweeper
         if sweeper is not None and sweeper.ident is not None:
             sweeper.join()
-
-
-class Arrivals:
-    """The blobs that arrive over one connection.
-
-    The methods `start`, `add` and `complete` are called by the thread that reads, one at a time; they
-    raise nothing, since a full disk is no reason to end the connection.  ``failures`` says by oid and
-    tid why a blob could not be stored.
-    """
-
-    def __init__(self, cache: BlobCache) -> None:
-        self._cache = cache
-        self._files: dict[tuple[bytes, bytes], tuple[IO[bytes], str]] = {}
-        self.failures: dict[tuple[bytes, bytes], OSError] = {}
-
-    @property
-    def notices(self) -> dict[str, Callable[..., None]]:
-        """What the server sends, and what is to be done with it."""
-        return {'receiveBlobStart': self.start, 'receiveBlobChunk': self.add,
-                'receiveBlobStop': self.complete}
-
-    def start(self, oid: bytes, tid: bytes) -> None:
-        """A blob begins to arrive."""
-        self._drop((oid, tid))
-        self.failures.pop((oid, tid), None)
-        try:
-            handle, path = tempfile.mkstemp(prefix='zeo-', suffix='.tmp', dir=self._cache.temporary)
-            self._files[oid, tid] = open(handle, 'wb', buffering=0), path
-        except OSError as error:
-            self._fail((oid, tid), error)
-
-    def add(self, oid: bytes, tid: bytes, data: bytes | memoryview) -> None:
-        """A piece of it."""
-        found = self._files.get((oid, tid))
-        if found is None:
-            return  # it could not be begun, or written to
-        file, _ = found
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest):]
-        except OSError as error:
-            self._fail((oid, tid), error)
-
-    def complete(self, oid: bytes, tid: bytes) -> None:
-        """All of it is there."""
-        found = self._files.pop((oid, tid), None)
-        if found is None:
-            return
-        file, path = found
-        try:
-            size = file.tell()
-            file.close()
-            self._cache._name(path, oid, tid)
-            self._cache._grown(size)
-        except OSError as error:
-            _unlink(path)
-            self._fail((oid, tid), error)
-
-    def _fail(self, key: tuple[bytes, bytes], error: OSError) -> None:
-        logger.error('a blob cannot be put into %s: %s', self._cache.folder, error)
-        self._drop(key)
-        self.failures[key] = error
-
-    def _drop(self, key: tuple[bytes, bytes]) -> None:
-        found = self._files.pop(key, None)
-        if found is not None:
-            file, path = found
-            with contextlib.suppress(OSError):
-                file.close()
-            _unlink(path)
-
-    def lost(self) -> None:
-        """The connection has ended, and nobody reads from it: what was arriving will not be completed."""
-        for key in list(self._files):
-            self._drop(key)
-
-    def abandon(self) -> None:
-        """In a forked child: the files are the parent's."""
-        for file, _ in self._files.values():
-            file.close()
-        self._files.clear()
