@@ -1,4 +1,4 @@
-"""Run Spin over the two models: every proof must hold, every planted mistake must be found.
+"""Run Spin over the models: every proof must hold, every planted mistake must be found.
 
 A model that finds nothing wrong proves something only if it would have found it. So each protection
 of the design has a switch in the model that takes it out, and a run here that must then end
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 HERE = pathlib.Path(__file__).parent
 
-# The invariants of ordering.pml, by the letters its header gives them.
+# The invariants of ordering.pml and gateway.pml, by the letters that their headers give them.
 CHECKS = {'I': 1, 'F': 2, 'L': 4, 'P': 8, 'R': 16, 'V': 32, 'N': 64, 'C': 128, 'K': 256}
 
 # Two kinds of error that are no violated invariant of one's own choosing.
@@ -169,7 +169,30 @@ READING_TURN = _proofs(
     ('CALLS=1 MISTAKE_TWO_WAKERS', ANY),
 ], quick=['MISTAKE_LOOK_THEN_FREE'])
 
-RUNS = ORDERING + READING_TURN
+GATEWAY = _proofs(
+    'gateway',
+    quick=['MOVER=0 LOADER=0'],
+    others=[
+        'MOVER=0', 'LOADER=0', 'MOVER=0 PINGS=1', 'MOVER=0 KILLS=1', 'LOADER=0 KILLS=1',
+        'MOVER=0 LOADER=0 MAXT=3 COMMITS1=2',
+    ],
+) + _mistakes('gateway', [
+    ('MOVER=0 NO_TURN', 'I, F'),
+    ('MOVER=0 TURN_LATE', 'F'),
+    ('MOVER=0 LOADER=0 MAXT=3 COMMITS1=2 MERGED', 'I'),
+    ('MOVER=0 GENERATION_LATE', 'L, C'),
+    ('MOVER=0 GENERATION_SECOND', 'L, C'),
+    ('MOVER=0 SNAPSHOT_KEPT', 'L, C'),
+    ('MOVER=0 NO_MARK', 'L, C'),
+    ('MOVER=0 NO_AHEAD', 'N'),
+    ('MOVER=0 FOREIGN_LATE', 'F'),
+    ('MOVER=0 FOREIGN_TO_OTHERS', 'F'),
+    ('MOVER=0 PINGS=1 PING_BLINDLY', 'P'),
+    ('LOADER=0 COMMITS1=0 MAXT=1 REGISTER_BLINDLY', 'R'),
+    ('LOADER=0 COMMITS1=0 MAXT=1 TID_FROM_DATABASE', 'R'),
+], quick=['SNAPSHOT_KEPT'])
+
+RUNS = ORDERING + READING_TURN + GATEWAY
 
 
 def why_not() -> str | None:
