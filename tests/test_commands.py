@@ -1,7 +1,6 @@
 """What the commands share: addresses, errors in one line, figures for people, progress."""
 
 import argparse
-import configparser
 import importlib
 import io
 import os
@@ -125,15 +124,3 @@ def test_every_option_is_in_the_readme_and_the_shared_ones_are_everywhere(name: 
     assert {'-p', '--port', '-h', '--host', '-U', '--unix', '-S', '--storage', '--help', '--version'} <= options
     for option in options - {'--port', '--host', '--unix', '--storage', '--help', '--version'}:
         assert re.search(rf'(`|\s|\$.*){option}\b', readme), option
-
-
-def test_every_command_is_also_installed_as_a_script() -> None:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / 'setup.cfg')
-    scripts = dict(line.split(' = ') for line in setup['options.entry_points']['console_scripts'].split('\n')
-                   if line)
-    assert set(scripts) == {'zeo-backup', 'zeo-copy', 'zeo-pack', 'zeo-start', 'zeo-status'}
-    for script, place in scripts.items():
-        module, _, function = place.partition(':')
-        assert module == script.replace('-', '.')
-        assert callable(getattr(importlib.import_module(module), function))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 from typing import NoReturn
 
+from zeo import scripts
 from zeo.client.dialing import Address
 from zeo.client.dialing import Security
 from zeo.client.dialing import display
@@ -139,6 +140,7 @@ def _port(text: str) -> int:
 
 def run(program: str, command: Callable[[], None]) -> int:
     """Run a command to its end; returns the exit status."""
+    scripts.begun()
     try:
         command()
         sys.stdout.flush()

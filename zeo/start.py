@@ -6,6 +6,11 @@ profiled, 2 if the command line is wrong; then there is one line on standard err
 
 from __future__ import annotations
 
+from zeo import scripts
+
+if __name__ == '__main__':
+    scripts.begin()
+
 import contextlib
 import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
 import logging
@@ -58,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             number = pid_file(options, os.environ)
             assert number is not None
             from zeo.server import daemon  # takes a while, and few need it
+            scripts.begun()
             print(daemon.start(arguments, options, number))
         else:
             run(options)

@@ -1,5 +1,10 @@
 """How servers are: ``python -m zeo.status ADDRESS``, see the README."""
 
+from zeo import scripts
+
+if __name__ == '__main__':
+    scripts.begin()
+
 import argparse
 import json
 import sys
@@ -232,10 +237,10 @@ def _parser() -> commands.Parser:
     parser.add_argument('addresses', nargs='*', metavar='ADDRESS', type=commands.address, help=(
         'of a server: host:port, :port for this machine, or the path of a socket file'))
     parser.add_server_options()
-    parser.add_argument('-S', '--storage', dest='storages', action='append', default=[], metavar='NAME', help=(
-        'show only this storage; repeatable (default: all)'))
     parser.add_tls_options()
-    how = parser.add_argument_group('how to show it')
+    how = parser.add_argument_group('what to show, and how')
+    how.add_argument('-S', '--storage', dest='storages', action='append', default=[], metavar='NAME', help=(
+        'show only this storage; repeatable (default: all)'))
     how.add_argument('--json', action='store_true', help='for programs; with --watch, one line each time')
     how.add_argument('--watch', action='store_true', help='refresh in place until Ctrl-C')
     how.add_argument('--interval', type=_seconds, metavar='SECONDS', default=1.0, help=(
