@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 from typing import NoReturn
 
+from ZODB.FileStorage.format import CorruptedError
+from ZODB.POSException import POSError
+
 from zeo import scripts
 from zeo.client.dialing import Address
 from zeo.client.dialing import Security
@@ -28,7 +32,6 @@ from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.probe import probe
 from zeo.ClientStorage import ClientStorage
-from zeo.errors import ClientDisconnected
 from zeo.errors import ServerException
 from zeo.version import __version__
 from zeo.wire.messages import EXTENSIONS
@@ -54,10 +57,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, program: str, **options: Any) -> None:
         super().__init__(prog=f'python -m {program}', add_help=False, allow_abbrev=False, **options)
         self.program = program
-        common = self.add_argument_group('about this command')
+        self._common = common = self.add_argument_group('about this command')
         common.add_argument('--help', action='help', help='show this text and stop')
         common.add_argument('--version', action='version', version=f'zeo {__version__}', help=(
             'show the version and stop'))
+
+    def format_help(self) -> str:
+        """What all programs have comes last."""
+        self._action_groups.sort(key=lambda group: group is self._common)
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """One line, and where to read on."""
@@ -141,6 +149,8 @@ def _port(text: str) -> int:
 def run(program: str, command: Callable[[], None]) -> int:
     """Run a command to its end; returns the exit status."""
     scripts.begun()
+    for name in ('zeo', 'ZODB'):
+        logging.getLogger(name).addHandler(logging.NullHandler())  # what matters is raised
     try:
         command()
         sys.stdout.flush()
@@ -150,7 +160,7 @@ def run(program: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # by `head`, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (Failure, ClientDisconnected, OSError) as error:
+    except (Failure, POSError, CorruptedError, OSError) as error:
         complain(program, in_words(error))
         return 1
     return 0
@@ -168,7 +178,7 @@ def in_words(error: BaseException) -> str:
         text = ', '.join(map(str, error.value))  # without the name of a class in the server
     else:
         text = str(error) or type(error).__name__
-    return ' '.join(text.split())
+    return ' '.join(re.sub(r'\[Errno -?\d+\] ', '', text).split())  # numbers that are inside of other texts
 
 
 # ---- servers -------------------------------------------------------------------------
@@ -205,7 +215,6 @@ def check_storage(where: Address, storage: str, names: Iterable[str]) -> None:
 def connect(where: Address, storage: str, program: str, security: Security | None = None,
             **options: Any) -> Client:
     """Open a storage on a server; raises `Failure` if that is not possible."""
-    logging.getLogger('zeo').addHandler(logging.NullHandler())  # what matters is raised
     # First, as a client would go on asking, in case the server is just starting.
     check_storage(where, storage, probe(where, PATIENCE, security))
     defaults: dict[str, Any] = {
