@@ -10,11 +10,6 @@ A part is written under another name and gets its own when it is complete, on th
 what the server has.  So whatever happens, all parts that are there are whole.
 """
 
-from zeo import scripts
-
-if __name__ == '__main__':
-    scripts.begin()
-
 import argparse
 import contextlib
 import fcntl

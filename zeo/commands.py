@@ -25,7 +25,7 @@ from typing import NoReturn
 from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import POSError
 
-from zeo import scripts
+from zeo import programs
 from zeo.client.dialing import Address
 from zeo.client.dialing import Security
 from zeo.client.dialing import display
@@ -148,7 +148,7 @@ def _port(text: str) -> int:
 
 def run(program: str, command: Callable[[], None]) -> int:
     """Run a command to its end; returns the exit status."""
-    scripts.begun()
+    programs.begun()
     for name in ('zeo', 'ZODB'):
         logging.getLogger(name).addHandler(logging.NullHandler())  # what matters is raised
     try:

@@ -1,10 +1,5 @@
 """Copy a whole database, or compare two: ``python -m zeo.copy SOURCE TARGET``, see the README."""
 
-from zeo import scripts
-
-if __name__ == '__main__':
-    scripts.begin()
-
 import contextlib
 import errno
 import filecmp

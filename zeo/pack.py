@@ -1,10 +1,5 @@
 """Pack storages on servers: ``python -m zeo.pack ADDRESS``, see the README."""
 
-from zeo import scripts
-
-if __name__ == '__main__':
-    scripts.begin()
-
 import argparse
 import math
 import sys

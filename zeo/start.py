@@ -6,11 +6,6 @@ profiled, 2 if the command line is wrong; then there is one line on standard err
 
 from __future__ import annotations
 
-from zeo import scripts
-
-if __name__ == '__main__':
-    scripts.begin()
-
 import contextlib
 import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
 import logging
@@ -24,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
+from zeo import programs
 from zeo.server import addresses
 from zeo.server import logs
 from zeo.server import privileges
@@ -63,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             number = pid_file(options, os.environ)
             assert number is not None
             from zeo.server import daemon  # takes a while, and few need it
-            scripts.begun()
+            programs.begun()
             print(daemon.start(arguments, options, number))
         else:
             run(options)

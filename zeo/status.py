@@ -1,10 +1,5 @@
 """How servers are: ``python -m zeo.status ADDRESS``, see the README."""
 
-from zeo import scripts
-
-if __name__ == '__main__':
-    scripts.begin()
-
 import argparse
 import json
 import sys
@@ -57,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     commands.complain(PROGRAM, commands.in_words(error))
         if found.json:
             print(json.dumps(told, indent=2))
-        else:
+        elif told:
             print('\n\n'.join('\n'.join(table(where, each)) for where, each in told.items()))
 
     return commands.run(PROGRAM, tell) or bool(failed)

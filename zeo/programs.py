@@ -1,11 +1,22 @@
-"""The programs as they are installed (``zeo-start`` and its like), and how Ctrl-C ends them from the beginning.
+"""How Ctrl-C ends zeo's programs (``python -m zeo.start``, ``zeo-start`` and its like) from the beginning.
 
 It takes a moment until the modules of a program are read.  A Ctrl-C in this moment ends it at once and without
 a word, as it ends programs that are not Python's.
 """
 
-import importlib
+import os
 import signal
+import sys
+
+NAMES = ('backup', 'copy', 'pack', 'start', 'status')
+
+
+def is_one() -> bool:
+    """Whether this process has been started as one of the programs."""
+    first = os.path.basename(sys.argv[0]) if sys.argv else ''
+    if first == '-m':  # so it is while Python looks for the module to run
+        return any(f'zeo.{name}' in sys.orig_argv for name in NAMES)
+    return any(first == f'zeo-{name}' for name in NAMES)
 
 
 def begin() -> None:
@@ -18,29 +29,3 @@ def begun() -> None:
     """The program can end in order now: Ctrl-C is a `KeyboardInterrupt` again."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def backup() -> int:
-    return _run('zeo.backup')
-
-
-def copy() -> int:
-    return _run('zeo.copy')
-
-
-def pack() -> int:
-    return _run('zeo.pack')
-
-
-def start() -> int:
-    return _run('zeo.start')
-
-
-def status() -> int:
-    return _run('zeo.status')
-
-
-def _run(program: str) -> int:
-    begin()
-    result: int = importlib.import_module(program).main()
-    return result
