@@ -19,7 +19,8 @@ from zeo.commands import Failure
 Start = Callable[..., Server]
 
 #: A FileStorage with blobs, as a server opens it.
-WITH_BLOBS = {'1': Storage("FileStorage('Data.fs', blob_dir='blobs')")}
+WITH_BLOBS = {'1': Storage("FileStorage('Data.fs', blob_dir='blobs')",
+                           '<filestorage 1>\npath Data.fs\nblob-dir blobs\n</filestorage>')}
 
 
 def spell(server: Server) -> str:
@@ -86,6 +87,30 @@ def test_blobs_are_copied_too(
     assert run('--verify', path, tmp_path / 'again.fs', '--source-blobs', blobs,
                '--target-blobs', tmp_path / 'again') == 1
     assert re.search('the blob of object [0-9a-f]{16} differs', capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
+def test_all_revisions_of_blobs_get_to_servers_of_both_makes(
+        kind: str, tmp_path: Path, start_server: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'source.fs'
+    db = ZODB.DB(FileStorage(str(path), blob_dir=f'{path}.blobs'))
+    for number in range(3):     # two objects, with three revisions each, beside others in one transaction
+        with db.transaction() as connection:
+            for name in 'one', 'two':
+                blob = connection.root().setdefault(name, Blob())
+                with blob.open('w') as file:
+                    file.write(f'{name} {number}'.encode() * 100_000)
+            connection.root()['number'] = number
+    db.undo(db.undoLog(0, 1)[0]['id'])
+    __import__('transaction').commit()
+    db.close()
+    server = start_server(kind, storages=WITH_BLOBS)
+    assert run(path, spell(server)) == 0
+    assert run('--verify', path, spell(server)) == 0
+    assert run(spell(server), tmp_path / 'again.fs') == 0
+    assert run('--verify', path, tmp_path / 'again.fs') == 0
+    told = capsys.readouterr()
+    assert not told.err and set(re.findall(r'(\d+) blobs', told.out)) == {'8'}
 
 
 def test_blobs_that_cannot_be_copied_or_compared_are_told_of(

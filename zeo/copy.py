@@ -14,6 +14,7 @@ from collections.abc import Generator
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from ZODB.blob import is_blob_record
@@ -224,7 +225,7 @@ def can_restore(storage: Any) -> bool:
 
 def _check_same_end(source: Any, target: Any, tid: bytes) -> None:
     there, here = records_at(source, tid), records_at(target, tid)
-    if there is None or there != here:
+    if there is None or here is None or sorted(there, key=itemgetter(0)) != sorted(here, key=itemgetter(0)):
         raise Failure(f'the target has transactions already, and its last one, {tid.hex()}, is not in the'
                       ' source; choose an empty target')
 
@@ -239,8 +240,7 @@ def records_at(storage: Any, tid: bytes) -> list[tuple[bytes, bytes | None]] | N
 
 def copy_transaction(transaction: Any, source: Any, target: Any, count: Count) -> None:
     """Copy one transaction with its blobs."""
-    with_blobs = blobs_of(source) and bool(
-        IBlobStorageRestoreable.providedBy(target) or hasattr(target, 'restoreBlob') and blobs_of(target))
+    with_blobs = blobs_of(source) and blobs_of(target)
     target.tpc_begin(transaction, transaction.tid, transaction.status)
     try:
         for record in transaction:
@@ -256,14 +256,26 @@ def copy_transaction(transaction: Any, source: Any, target: Any, count: Count) -
             else:
                 count.blobs += 1
                 count.size += os.stat(path).st_size
-                target.restoreBlob(record.oid, record.tid, record.data, _own_copy(path, target),
-                                   record.data_txn, transaction)
+                _restore_blob(record, _own_copy(path, target), target, transaction)
         target.tpc_vote(transaction)
         target.tpc_finish(transaction)
     except BaseException:
         target.tpc_abort(transaction)
         raise
     count.transactions += 1
+
+
+def _restore_blob(record: Any, path: str, target: Any, transaction: Any) -> None:
+    if IBlobStorageRestoreable.providedBy(target) or not isinstance(target, commands.Client):
+        target.restoreBlob(record.oid, record.tid, record.data, path, record.data_txn, transaction)
+        return
+    # A server of ZEO's cannot restore blobs.  But in a transaction that has been begun with its tid, what is stored
+    # gets this tid, too, as if it were restored.
+    try:
+        before = target.getTid(record.oid)
+    except POSKeyError:
+        before = z64
+    target.storeBlob(record.oid, before, record.data, path, '', transaction)
 
 
 def _blob_file(storage: Any, record: Any) -> str | None:
@@ -306,8 +318,8 @@ def compare(source: Any, target: Any, stop: threading.Event, start: bytes | None
                 raise Failure(f'the {"source" if left is None else "target"} has no transaction'
                               f' {(left or right).tid.hex()}')
             _compare_heads(left, right)
-            for a, b in itertools.zip_longest(left, right):
-                if a is None or b is None or (a.oid, a.data) != (b.oid, b.data):
+            for a, b in _by_object(left, right):
+                if a is None or b is None or a.data != b.data:
                     raise Failure(f'transaction {left.tid.hex()}: object {(a or b).oid.hex()} differs')
                 count.records += 1
                 count.size += len(a.data or b'')
@@ -322,6 +334,30 @@ def compare(source: Any, target: Any, stop: threading.Event, start: bytes | None
     if whole and last_tid(target) > end:
         raise Failure(f'the target has transactions after {end.hex()}, the last one of the source')
     return count
+
+
+def _by_object(left: Any, right: Any) -> Iterator[tuple[Any, Any]]:
+    """The records of both, each with the other's of the same object, or None.
+
+    Their order has no meaning, and a server of ZEO's puts blobs last; those that have no counterpart yet
+    are kept.
+    """
+    kept: tuple[dict[bytes, list[Any]], ...] = ({}, {})
+    for pair in itertools.zip_longest(left, right):
+        if None not in pair and pair[0].oid == pair[1].oid:
+            yield pair
+            continue
+        for side, record in enumerate(pair):
+            if record is None:
+                continue
+            others = kept[1 - side].get(record.oid)
+            if others:
+                other = others.pop(0)
+                yield (other, record) if side else (record, other)
+            else:
+                kept[side].setdefault(record.oid, []).append(record)
+    yield from ((record, None) for records in kept[0].values() for record in records)
+    yield from ((None, record) for records in kept[1].values() for record in records)
 
 
 def _compare_heads(left: Any, right: Any) -> None:
