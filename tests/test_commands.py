@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -74,10 +75,12 @@ def test_progress_is_told_in_lines_when_there_is_no_terminal(
         capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Progress, 'PAUSE', 0.0)
     with Progress('packing', 200) as progress:
+        progress.at(0)
         progress.at(50, 'copying')
     with Progress('copying', None, 'transactions') as progress:
         progress.at(7)
-    first, second = capsys.readouterr().err.splitlines()
+    begin, first, second = capsys.readouterr().err.splitlines()
+    assert begin == 'packing: 0 %'
     assert first.startswith('packing: 25 %, about ') and first.endswith(' left (copying)')
     assert second == 'copying: 7'
 
@@ -91,9 +94,12 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip('tqdm')
     terminal = Terminal()
     monkeypatch.setattr('sys.stderr', terminal)
+    clock = itertools.count()
+    monkeypatch.setattr('tqdm.std.time', lambda: float(next(clock)))  # it is not drawn more often than one can see
     with Progress('packing', 200) as progress:
-        progress.at(200)
-    assert 'packing' in terminal.getvalue() and '\r' in terminal.getvalue()
+        progress.at(100, 'copying')
+    shown = terminal.getvalue()
+    assert '\rpacking: ' in shown and re.search(r' 50 % \|.*\| .*B/s, [\d:]+ left, copying', shown), shown
 
 
 def test_progress_is_told_in_lines_on_a_terminal_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,9 @@ class Progress:
     #: A line is written after so many seconds at the earliest.
     PAUSE = 5.0
 
+    #: Of a bar.  What is done in bytes is left out, so that there is room for it on a narrow terminal, too.
+    FORMAT = '{desc}: {percentage:3.0f} % |{bar}| {rate_fmt}, {remaining} left{postfix}'
+
     def __init__(self, title: str, total: int | None, unit: str = 'B') -> None:
         self._title = title
         self._total = total
@@ -272,7 +275,8 @@ class Progress:
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm
 
-                self._bar = tqdm(desc=title, total=total, unit=unit, unit_scale=True, leave=False)
+                self._bar = tqdm(desc=title, total=total, unit=unit, unit_scale=True, leave=False,
+                                 bar_format=None if total is None else self.FORMAT)
 
     def at(self, done: float, note: str = '') -> None:
         """So much is done of the total; a note says what is being done."""
@@ -285,9 +289,10 @@ class Progress:
         if now - self._told < self.PAUSE:
             return
         self._told = now
-        if self._total and done:
-            left = (now - self._began) * (self._total - done) / done
-            text = f'{100 * done / self._total:.0f} %, about {duration(left)} left'
+        if self._total:
+            text = f'{100 * done / self._total:.0f} %'
+            if done:
+                text += f', about {duration((now - self._began) * (self._total - done) / done)} left'
         else:
             text = size(done) if self._unit == 'B' else f'{done:.0f}'
         print(f'{self._title}: {text}{f" ({note})" if note else ""}', file=sys.stderr, flush=True)
