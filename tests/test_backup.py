@@ -1,5 +1,6 @@
 """``python -m zeo.backup``: online, incremental, with blobs, verified, restorable to a point in time."""
 
+import errno
 import fcntl
 import threading
 from collections.abc import Callable
@@ -298,6 +299,26 @@ def test_a_backup_that_is_stopped_keeps_what_it_has_and_goes_on_the_next_time(
     assert site.restored()['number'] == 0
     assert run(site.address, site.backup) == 0
     assert site.restored()['number'] == 3
+
+
+def test_a_full_disk_is_told_with_what_has_become_of_the_backup(
+        site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    site.commit('one', 1)
+    assert run(site.address, site.backup) == 0
+    site.commit('two', 2)
+    before = sorted(site.backup.rglob('*'))
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, '_flush', full)
+        assert run(site.address, site.backup) == 1
+    assert capsys.readouterr().err == (
+        f'zeo.backup: {site.backup}: No space left on device; nothing was added to this backup\n')
+    assert sorted(site.backup.rglob('*')) == before
+    assert run('--check', site.backup) == 0
+    assert run(site.address, site.backup) == 0
+    assert site.restored() == {'one': 1, 'two': 2}
 
 
 def test_what_was_left_unfinished_is_forgotten(site: Site) -> None:

@@ -113,14 +113,16 @@ def back_up(source: Any, folder: Path, stop: threading.Event) -> None:
             print(f'nothing new since {when(backup.lastTransaction()) if start else "ever"}')
             return
         work = folder / _UNFINISHED
-        work.mkdir(mode=0o700)
         try:
+            work.mkdir(mode=0o700)
             count, end = _write_part(source, work, start, end, stop)
             if count.transactions:
                 first = _first_tid(work)
                 _seal(work, count, backup.parts[-1][1] if backup.parts else None)
                 os.rename(work, folder / f'{first.hex()}-{end.hex()}')
                 _flush(folder)
+        except OSError as error:
+            raise Failure(f'{folder}: {commands.in_words(error)}; nothing was added to this backup') from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
         if count.transactions:
