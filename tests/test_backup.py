@@ -1,5 +1,6 @@
 """``python -m zeo.backup``: online, incremental, with blobs, verified, restorable to a point in time."""
 
+import errno
 import fcntl
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from ZODB.blob import Blob
 from ZODB.FileStorage import FileStorage
 
 from tests.system.servers import Server
-from tests.test_copy import WITH_BLOBS, spell
+from tests.test_copy import WITH_BLOBS, fill, spell
 from zeo import backup, copy, pack
 from zeo.commands import Failure
 
@@ -144,6 +145,99 @@ def test_damage_is_found_before_anything_is_restored(
     assert not (site.folder / 'restored.fs').exists()
 
 
+@pytest.mark.parametrize('content', ['', '[]', '{"files": 3}', '{"files": {}}'])
+def test_a_part_that_does_not_say_what_is_in_it_is_damaged(
+        content: str, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(site.address, site.backup) == 0
+    [file] = site.backup.rglob('part.json')
+    file.write_text(content)
+    assert run('--check', site.backup) == 1
+    assert run('--restore', site.backup, site.folder / 'restored.fs') == 1
+    assert run(site.address, site.backup) == 1
+    assert capsys.readouterr().err.count(' is damaged: ') == 3
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:-1] + b'?', lambda data: data[:60] + b'?' * 50 + data[110:],
+                                    lambda data: b'?' * len(data)])
+def test_nothing_is_added_to_what_is_damaged(
+        damage: Callable[[bytes], bytes], site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.commit('one', 1)
+    assert run(site.address, site.backup) == 0
+    [file] = site.backup.rglob('Data.fs')
+    file.chmod(0o600)
+    file.write_bytes(damage(file.read_bytes()))
+    site.commit('two', 2)
+    before = sorted(site.backup.rglob('*'))
+    assert run(site.address, site.backup) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert 'damaged' in line
+    assert sorted(site.backup.rglob('*')) == before
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_part_that_has_gone_is_noticed(
+        number: int, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    for commit in range(3):
+        site.commit('number', commit)
+        assert run(site.address, site.backup) == 0
+    parts = backup.Backup(site.backup).parts
+    parts[number][2].rename(site.folder / 'elsewhere')
+    site.commit('number', 3)
+    assert run('--check', site.backup) == 1
+    assert run('--restore', site.backup, site.folder / 'restored.fs') == 1
+    assert run(site.address, site.backup) == 1
+    says = f'is not whole: a part is missing before {parts[number + 1][2].name}'
+    assert [says in line for line in capsys.readouterr().err.splitlines()] == [True] * 3
+    assert not (site.folder / 'restored.fs').exists()
+
+
+def test_what_is_later_than_the_point_in_time_is_not_kept_in_the_target(
+        site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    tid = site.commit('number', 1)
+    site.commit('number', 2)
+    assert run(site.address, site.backup) == 0
+    target = site.folder / 'target.fs'
+    assert run('--restore', site.backup, target) == 0
+    moment = datetime.fromtimestamp(TimeStamp(tid).timeTime() + 0.000_001)
+    assert run('--restore', '--at', moment.isoformat(' '), site.backup, target) == 1
+    assert 'which is later than what is to be restored; choose an empty target' in capsys.readouterr().err
+
+
+def test_a_restore_tells_all_that_is_there_and_where_its_blobs_are(
+        site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.commit('blob', Blob(b'a blob'))
+    assert run(site.address, site.backup) == 0
+    target = site.folder / 'target.fs'
+    assert run('--restore', site.backup, target) == 0
+    assert run('--restore', site.backup, target) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == second == third and ' 1 blobs, ' in first
+    assert len(list((site.folder / 'target.fs.blobs').rglob('*.blob'))) == 1
+    assert copy.main(['--verify', site.address, str(target)]) == 0
+
+
+def test_the_file_of_a_database_is_backed_up_with_its_blobs(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, blobs = tmp_path / 'source.fs', tmp_path / 'there'
+    fill(FileStorage(str(path), blob_dir=str(blobs)), blobs=True)
+    assert run(path, tmp_path / 'backup', '--source-blobs', blobs) == 0
+    assert run(path, tmp_path / 'other') == 1
+    blobs.rename(f'{path}.blobs')
+    assert run(path, tmp_path / 'third') == 0
+    told = capsys.readouterr()
+    assert [' 2 blobs, ' in line for line in told.out.splitlines()] == [True, False, True]
+    assert '2 blobs could not be had from the source; all else is there' in told.err
+
+
+@pytest.mark.parametrize('name, says', [
+    ('no/backup', 'no does not exist; create it'), ('file', 'file is not a folder; choose another one')])
+def test_a_folder_that_cannot_be_is_told(
+        name: str, says: str, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    (site.folder / 'file').write_text('')
+    assert run(site.address, site.folder / name) == 1
+    assert says in capsys.readouterr().err
+
+
 def test_the_backup_of_another_database_is_left_alone(
         site: Site, start_server: Start, open_client: Open, capsys: pytest.CaptureFixture[str]) -> None:
     other = start_server()
@@ -183,7 +277,8 @@ def test_two_backups_into_one_folder_at_the_same_time_are_refused(
     assert 'another backup into this folder is in progress' in capsys.readouterr().err
 
 
-def test_a_backup_that_is_stopped_keeps_what_it_has_and_goes_on_the_next_time(site: Site) -> None:
+def test_a_backup_that_is_stopped_keeps_what_it_has_and_goes_on_the_next_time(
+        site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     class AfterTwo(threading.Event):
         asked = 0
 
@@ -196,9 +291,34 @@ def test_a_backup_that_is_stopped_keeps_what_it_has_and_goes_on_the_next_time(si
     with copy.opened(site.address, '1', None, 'test', read_only=True) as source:
         with pytest.raises(Failure, match='stopped; what is there is whole'):
             backup.back_up(source, site.backup, AfterTwo())
+        stopped = threading.Event()
+        stopped.set()
+        with pytest.raises(Failure, match='stopped; what is there is whole'):
+            backup.back_up(source, site.backup, stopped)
+    assert len(capsys.readouterr().out.splitlines()) == 1
     assert site.restored()['number'] == 0
     assert run(site.address, site.backup) == 0
     assert site.restored()['number'] == 3
+
+
+def test_a_full_disk_is_told_with_what_has_become_of_the_backup(
+        site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    site.commit('one', 1)
+    assert run(site.address, site.backup) == 0
+    site.commit('two', 2)
+    before = sorted(site.backup.rglob('*'))
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, '_flush', full)
+        assert run(site.address, site.backup) == 1
+    assert capsys.readouterr().err == (
+        f'zeo.backup: {site.backup}: No space left on device; nothing was added to this backup\n')
+    assert sorted(site.backup.rglob('*')) == before
+    assert run('--check', site.backup) == 0
+    assert run(site.address, site.backup) == 0
+    assert site.restored() == {'one': 1, 'two': 2}
 
 
 def test_what_was_left_unfinished_is_forgotten(site: Site) -> None:
@@ -221,6 +341,7 @@ def test_a_stock_server_is_backed_up_too(
 
 @pytest.mark.parametrize('wrong', [
     [], ['zeo.sock'], ['--check', 'dir', 'other'], ['--restore', 'dir'], ['--check', '--restore', 'dir'],
+    ['--target-blobs', 'b', 'zeo.sock', 'dir'], ['--source-blobs', 'b', '--check', 'dir'],
     ['-p', '1'], ['-U', 'sock', '--check', 'dir'], ['-p', '1', 'zeo.sock', 'dir'], ['-h', 'x', 'zeo.sock', 'dir'],
     ['--at', '2020-01-01 00:00:00', 'zeo.sock', 'dir'], ['--restore', '--at', '2020-01-01', 'dir', 'x'],
     ['--restore', '--at', 'yesterday', 'dir', 'x']], ids=' '.join)

@@ -1,9 +1,9 @@
 """What the commands share: addresses, errors in one line, figures for people, progress."""
 
 import argparse
-import configparser
 import importlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -75,10 +75,12 @@ def test_progress_is_told_in_lines_when_there_is_no_terminal(
         capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Progress, 'PAUSE', 0.0)
     with Progress('packing', 200) as progress:
+        progress.at(0)
         progress.at(50, 'copying')
     with Progress('copying', None, 'transactions') as progress:
         progress.at(7)
-    first, second = capsys.readouterr().err.splitlines()
+    begin, first, second = capsys.readouterr().err.splitlines()
+    assert begin == 'packing: 0 %'
     assert first.startswith('packing: 25 %, about ') and first.endswith(' left (copying)')
     assert second == 'copying: 7'
 
@@ -92,9 +94,12 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip('tqdm')
     terminal = Terminal()
     monkeypatch.setattr('sys.stderr', terminal)
+    clock = itertools.count()
+    monkeypatch.setattr('tqdm.std.time', lambda: float(next(clock)))  # it is not drawn more often than one can see
     with Progress('packing', 200) as progress:
-        progress.at(200)
-    assert 'packing' in terminal.getvalue() and '\r' in terminal.getvalue()
+        progress.at(100, 'copying')
+    shown = terminal.getvalue()
+    assert '\rpacking: ' in shown and re.search(r' 50 % \|.*\| .*B/s, [\d:]+ left, copying', shown), shown
 
 
 def test_progress_is_told_in_lines_on_a_terminal_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,15 +130,3 @@ def test_every_option_is_in_the_readme_and_the_shared_ones_are_everywhere(name: 
     assert {'-p', '--port', '-h', '--host', '-U', '--unix', '-S', '--storage', '--help', '--version'} <= options
     for option in options - {'--port', '--host', '--unix', '--storage', '--help', '--version'}:
         assert re.search(rf'(`|\s|\$.*){option}\b', readme), option
-
-
-def test_every_command_is_also_installed_as_a_script() -> None:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / 'setup.cfg')
-    scripts = dict(line.split(' = ') for line in setup['options.entry_points']['console_scripts'].split('\n')
-                   if line)
-    assert set(scripts) == {'zeo-backup', 'zeo-copy', 'zeo-pack', 'zeo-start', 'zeo-status'}
-    for script, place in scripts.items():
-        module, _, function = place.partition(':')
-        assert module == script.replace('-', '.')
-        assert callable(getattr(importlib.import_module(module), function))

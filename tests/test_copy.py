@@ -1,5 +1,6 @@
 """``python -m zeo.copy``: whole databases between files and servers, and their comparison."""
 
+import errno
 import re
 import threading
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from zeo.commands import Failure
 Start = Callable[..., Server]
 
 #: A FileStorage with blobs, as a server opens it.
-WITH_BLOBS = {'1': Storage("FileStorage('Data.fs', blob_dir='blobs')")}
+WITH_BLOBS = {'1': Storage("FileStorage('Data.fs', blob_dir='blobs')",
+                           '<filestorage 1>\npath Data.fs\nblob-dir blobs\n</filestorage>')}
 
 
 def spell(server: Server) -> str:
@@ -57,10 +59,12 @@ def test_a_file_is_copied_to_a_server_and_out_of_it_again(
     assert run(source, spell(server)) == 0
     assert run('--verify', source, spell(server)) == 0
     assert run(spell(server), tmp_path / 'again.fs') == 0
+    assert run(spell(server), tmp_path / 'again.fs') == 0
     told = capsys.readouterr()
     assert told.out.splitlines() == ['6 transactions, 6 records, 0 blobs, 9.5 kB',
                                      '6 transactions, 6 records, 0 blobs, 9.5 kB: no difference',
-                                     '6 transactions, 6 records, 0 blobs, 9.5 kB']
+                                     '6 transactions, 6 records, 0 blobs, 9.5 kB',
+                                     'nothing to copy: the target has it all']
     assert not told.err
     assert (tmp_path / 'again.fs').read_bytes() == source.read_bytes()
 
@@ -85,15 +89,63 @@ def test_blobs_are_copied_too(
     assert re.search('the blob of object [0-9a-f]{16} differs', capsys.readouterr().err)
 
 
-def test_blobs_that_cannot_be_copied_are_told_of(
+@pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
+def test_all_revisions_of_blobs_get_to_servers_of_both_makes(
+        kind: str, tmp_path: Path, start_server: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'source.fs'
+    db = ZODB.DB(FileStorage(str(path), blob_dir=f'{path}.blobs'))
+    for number in range(3):     # two objects, with three revisions each, beside others in one transaction
+        with db.transaction() as connection:
+            for name in 'one', 'two':
+                blob = connection.root().setdefault(name, Blob())
+                with blob.open('w') as file:
+                    file.write(f'{name} {number}'.encode() * 100_000)
+            connection.root()['number'] = number
+    db.undo(db.undoLog(0, 1)[0]['id'])
+    __import__('transaction').commit()
+    db.close()
+    server = start_server(kind, storages=WITH_BLOBS)
+    assert run(path, spell(server)) == 0
+    assert run('--verify', path, spell(server)) == 0
+    assert run(spell(server), tmp_path / 'again.fs') == 0
+    assert run('--verify', path, tmp_path / 'again.fs') == 0
+    told = capsys.readouterr()
+    assert not told.err and set(re.findall(r'(\d+) blobs', told.out)) == {'8'}
+
+
+def test_blobs_that_cannot_be_copied_or_compared_are_told_of(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, blobs = tmp_path / 'source.fs', tmp_path / 'blobs'
     fill(FileStorage(str(path), blob_dir=str(blobs)), blobs=True)
-    assert run(path, tmp_path / 'one.fs', '--source-blobs', blobs) == 1
+    (tmp_path / 'one.conf').write_text(f'<filestorage>\npath {tmp_path}/one.fs\n</filestorage>\n')
+    with_blobs = '--source-blobs', blobs
+    assert run(path, tmp_path / 'one.conf', *with_blobs) == 1
+    assert run('--verify', path, tmp_path / 'one.conf', *with_blobs) == 1
     assert run(path, tmp_path / 'two.fs') == 1
-    first, second = capsys.readouterr().err.splitlines()
-    assert '2 blobs were left out: the target has no place for them' in first
-    assert '2 blobs were left out: the source does not say where they are' in second
+    assert run('--verify', path, tmp_path / 'two.fs') == 1
+    whats = [line.removeprefix('zeo.copy: 2 blobs were ') for line in capsys.readouterr().err.splitlines()]
+    no_place, not_said = ('the target has no place for them (--target-blobs)',
+                          'the source does not say where they are (--source-blobs)')
+    assert whats == [f'left out: {no_place}', f'not compared: {no_place}',
+                     f'left out: {not_said}', f'not compared: {not_said}']
+    (tmp_path / 'two.fs.blobs').mkdir()
+    assert run('--verify', path, tmp_path / 'two.fs', *with_blobs) == 1
+    assert re.search('the blob of object [0-9a-f]{16} is missing in the target', capsys.readouterr().err)
+
+
+def test_the_blobs_of_a_file_are_where_the_server_would_look_for_them(
+        tmp_path: Path, start_server: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'source.fs'
+    fill(FileStorage(str(path), blob_dir=f'{path}.blobs'), blobs=True)
+    server = start_server(storages=WITH_BLOBS)
+    assert run(path, spell(server)) == 0
+    assert run(spell(server), tmp_path / 'again.fs') == 0
+    assert run('--verify', path, tmp_path / 'again.fs') == 0
+    assert len(list((tmp_path / 'again.fs.blobs').rglob('*.blob'))) == 2
+    fill(FileStorage(str(tmp_path / 'plain.fs')))
+    assert run(tmp_path / 'plain.fs', tmp_path / 'copy.fs') == 0
+    assert not (tmp_path / 'copy.fs.blobs').exists()
+    assert not capsys.readouterr().err
 
 
 def test_a_copy_that_was_stopped_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
@@ -201,8 +253,34 @@ def test_a_source_that_is_not_there_and_a_target_that_cannot_be_used_are_told(
     assert run(tmp_path / 'missing.fs', tmp_path / 'target.fs') == 1
     assert run(source, tmp_path) == 1
     assert run(':1', tmp_path / 'target.fs') == 1
-    first, second, third = capsys.readouterr().err.splitlines()
+    assert run(source, tmp_path / 'no' / 'target.fs') == 1
+    (tmp_path / 'text').write_text('something else')
+    assert run(source, tmp_path / 'text') == 1
+    first, second, third, fourth, fifth = capsys.readouterr().err.splitlines()
     assert 'missing.fs: cannot be opened: there is no such file' in first
-    assert 'cannot be opened: ' in second
-    assert 'no server answers at localhost:1' in third
-    assert not (tmp_path / 'target.fs').exists()
+    assert second == f'zeo.copy: {tmp_path} is a folder; give the name of a file'
+    assert third.endswith('no server answers at localhost:1 (Connection refused)')
+    assert fourth == f'zeo.copy: the folder {tmp_path}/no does not exist; create it, or choose another file'
+    assert 'text is damaged, or is not a FileStorage' in fifth
+    assert {path.name for path in tmp_path.iterdir()} == {'source.fs', 'source.fs.index', 'source.fs.lock', 'source.fs.tmp', 'text'}
+
+
+@pytest.mark.parametrize('partial, what_now', [
+    (False, 'the same command goes on from here'), (True, 'nothing of this is kept, the same command begins again')])
+def test_a_full_disk_is_told_with_what_to_do(
+        partial: bool, what_now: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = FileStorage(str(source), read_only=True), FileStorage(str(tmp_path / 'copy.fs'))
+    vote = two.tpc_vote
+
+    def full(transaction: Any) -> None:
+        if len(list(copy.transactions(two, None, one.lastTransaction()))) == 2:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        vote(transaction)
+
+    monkeypatch.setattr(two, 'tpc_vote', full)
+    with pytest.raises(Failure, match=f'after 2 transactions, .*: no room is left for the target, or .*; {what_now}'):
+        copy.copy(one, two, threading.Event(), partial=partial)
+    monkeypatch.undo()
+    assert copy.copy(one, two, threading.Event()).transactions == 4
+    one.close()
+    two.close()

@@ -167,7 +167,7 @@ def test_a_second_pack_at_the_same_time_is_refused(
     first = begin(server)
     assert pack.main(arguments(server)) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert 'storage 1 is being packed already, since ' + time.strftime('%Y-') in line
+    assert f', storage 1 is being packed already, since {time.strftime("%Y-")}' in line and line.count('storage 1') == 1
     (Path(server.folder) / 'go').touch()
     out, err = first.communicate(timeout=PATIENCE)
     assert (first.returncode, err) == (0, '')

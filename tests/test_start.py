@@ -349,6 +349,19 @@ def test_a_section_that_cannot_be_opened_is_named_with_file_and_line(run, folder
         f'zeo.conf:1: <filestorage 1>: {folder}/Data.fs is damaged, or is not a FileStorage (')
 
 
+def test_a_storage_whose_last_transactions_cannot_be_read_is_one_line(run, folder):
+    (folder / 'broken.py').write_text("""
+from ZODB.MappingStorage import MappingStorage
+from ZODB.POSException import StorageError
+
+class Broken(MappingStorage):
+    def lastInvalidations(self, size):
+        raise StorageError('a bad block')
+""")
+    assert run('-S', '1=broken:Broken').refusal() == (
+        'the last transactions of what is to be served cannot be read: StorageError: a bad block (-D shows where)')
+
+
 @pytest.mark.parametrize('words, status, says', [
     ([], 0, 'the command line: nothing wrong was found'),
     (['-C', 'zeo.conf'], 0, 'zeo.conf: nothing wrong was found'),

@@ -1,5 +1,10 @@
 """zeo: a thread-per-connection storage server for ZODB, and its blocking client."""
 
+from zeo import programs
+
+if programs.is_one():
+    programs.begin()  # before the rest is read, which takes a moment
+
 from zeo import client
 from zeo import server
 from zeo.convenience import DB

@@ -4,7 +4,7 @@ A backup is a folder of *parts*.  Each run adds one, with the transactions since
 
     DIR/FIRST-LAST/Data.fs      a FileStorage with these transactions (FIRST and LAST are their tids)
     DIR/FIRST-LAST/blobs/       their blobs
-    DIR/FIRST-LAST/part.json    what is in it, and the SHA-256 of each file
+    DIR/FIRST-LAST/part.json    what is in it, the SHA-256 of each file, and LAST of the part before
 
 A part is written under another name and gets its own when it is complete, on the disk, and compared with
 what the server has.  So whatever happens, all parts that are there are whole.
@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                      'give DIR and TARGET with --restore' if found.restore else 'give ADDRESS and DIR')
     if found.at is not None and not found.restore:
         parser.error('--at says what to restore; give --restore, too')
+    if found.target_blobs is not None and not found.restore:
+        parser.error('--target-blobs is for what is restored; give --restore, too')
+    if found.source_blobs is not None and (found.restore or found.check):
+        parser.error('--source-blobs is for a file that is backed up')
 
     def command() -> None:
         security = commands.security(found)
@@ -78,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 restore(Path(places[0]), places[1], found.storage, found.target_blobs, found.at, stop,
                         security)
             else:
-                with opened(places[0], found.storage, None, PROGRAM, security, read_only=True) as source:
+                with opened(places[0], found.storage, found.source_blobs, PROGRAM, security,
+                            read_only=True) as source:
                     back_up(source, Path(places[1]), stop)
 
     return commands.run(PROGRAM, command)
@@ -89,10 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def back_up(source: Any, folder: Path, stop: threading.Event) -> None:
     """Add what is new since the last time; raises `Failure`."""
+    if not folder.parent.is_dir():
+        raise Failure(f'{folder}: the folder {folder.parent} does not exist; create it, or choose another one')
+    if folder.exists() and not folder.is_dir():
+        raise Failure(f'{folder} is not a folder; choose another one')
     folder.mkdir(mode=0o700, exist_ok=True)
     with _alone(folder):
         shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
         backup = Backup(folder)
+        backup.check_parts()
         start = None
         if backup.parts:
             last = backup.lastTransaction()
@@ -103,21 +113,24 @@ def back_up(source: Any, folder: Path, stop: threading.Event) -> None:
             print(f'nothing new since {when(backup.lastTransaction()) if start else "ever"}')
             return
         work = folder / _UNFINISHED
-        work.mkdir(mode=0o700)
         try:
+            work.mkdir(mode=0o700)
             count, end = _write_part(source, work, start, end, stop)
             if count.transactions:
                 first = _first_tid(work)
-                _seal(work, count)
+                _seal(work, count, backup.parts[-1][1] if backup.parts else None)
                 os.rename(work, folder / f'{first.hex()}-{end.hex()}')
                 _flush(folder)
+        except OSError as error:
+            raise Failure(f'{folder}: {commands.in_words(error)}; nothing was added to this backup') from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        print(f'{count}, until {when(end)}')
-        if count.missing:
-            raise Failure(f'{count.missing} blobs could not be had from the source; all else is there')
+        if count.transactions:
+            print(f'{count}, until {when(end)}')
         if stop.is_set():
             raise Failure('stopped; what is there is whole, and the same command goes on from here')
+        if count.missing:
+            raise Failure(f'{count.missing} blobs could not be had from the source; all else is there')
 
 
 def _write_part(source: Any, work: Path, start: bytes | None, end: bytes,
@@ -191,13 +204,13 @@ def _first_tid(work: Path) -> bytes:
         (work / 'Data.fs.index').unlink(missing_ok=True)
 
 
-def _seal(work: Path, count: Count) -> None:
+def _seal(work: Path, count: Count, before: bytes | None) -> None:
     """Write what is in a part, and see to it that all of it is on the disk."""
     files = [path for path in sorted(work.rglob('*')) if path.is_file()]
     for path in files:
         _flush(path)
     part = work / 'part.json'
-    part.write_text(json.dumps(asdict(count) | {'files': {
+    part.write_text(json.dumps(asdict(count) | {'after': before and before.hex(), 'files': {
         str(path.relative_to(work)): _digest(path) for path in files}}, indent=1) + '\n')
     _flush(part)
     for path in [work, *work.rglob('*')]:
@@ -249,6 +262,15 @@ class Backup:
         if any((path / 'blobs').is_dir() for _, _, path in self.parts):
             directlyProvides(self, IBlobStorage)
 
+    def check_parts(self) -> None:
+        """Raise `Failure` unless each part can be read, and follows the one before."""
+        before = None
+        for _, last, path in self.parts:
+            after = _told(path)['after']
+            if after != before:
+                raise Failure(f'{self.folder} is not whole: a part is missing before {path.name}')
+            before = last.hex()
+
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Generator[Any, None, None]:
         for first, last, path in self.parts:
             if (start is None or last >= start) and (stop is None or first <= stop):
@@ -271,6 +293,10 @@ class Backup:
         return self._current.loadBlob(oid, tid)
 
     def records_at(self, tid: bytes) -> list[tuple[bytes, bytes | None]]:
+        """Of one transaction, if its part is as it was written; raises `Failure`."""
+        for first, last, path in self.parts:
+            if first <= tid <= last:
+                _check_file(path, 'Data.fs', _told(path)['files'].get('Data.fs'))
         return records_at(self, tid) or []
 
     def lastTransaction(self) -> bytes:
@@ -282,25 +308,41 @@ class Backup:
     def describe(self) -> str:
         total = Count()
         for _, _, path in self.parts:
-            told = json.loads((path / 'part.json').read_text())
+            told = _told(path)
             for name in asdict(total):
                 setattr(total, name, getattr(total, name) + told[name])
         return f'{total}, parts: {len(self.parts)}, until {when(self.lastTransaction())}'
 
 
+def _told(path: Path) -> dict[str, Any]:
+    """What a part tells about itself; raises `Failure` if it does not."""
+    try:
+        told = json.loads((path / 'part.json').read_text())
+        if not (isinstance(told, dict) and isinstance(told['files'], dict)
+                and {'after', *asdict(Count())} <= set(told) and (path / 'Data.fs').is_file()):
+            raise ValueError('it is not complete')
+    except (OSError, ValueError, KeyError) as error:
+        raise Failure(f'{path} is damaged: {commands.in_words(error)}') from None
+    return told
+
+
+def _check_file(path: Path, name: str, digest: Any) -> None:
+    try:
+        if _digest(path / name) != digest:
+            raise Failure(f'{path / name} is damaged')
+    except OSError as error:
+        raise Failure(f'{path} is damaged: {commands.in_words(error)}') from None
+
+
 def check(folder: Path) -> None:
-    """Raise `Failure` unless every file is there and as it was written."""
-    parts = Backup(folder).parts
-    if not parts:
+    """Raise `Failure` unless every part and every file is there, and as it was written."""
+    backup = Backup(folder)
+    if not backup.parts:
         raise Failure(f'{folder}: there is no backup in this folder')
-    for _, _, path in parts:
-        try:
-            files = json.loads((path / 'part.json').read_text())['files']
-            for name, digest in files.items():
-                if _digest(path / name) != digest:
-                    raise Failure(f'{path / name} is damaged')
-        except (OSError, ValueError, KeyError) as error:
-            raise Failure(f'{path} is damaged: {commands.in_words(error)}') from None
+    backup.check_parts()
+    for _, _, path in backup.parts:
+        for name, digest in _told(path)['files'].items():
+            _check_file(path, name, digest)
 
 
 def restore(folder: Path, target: str | commands.Server, storage: str, blobs: str | None, at: bytes | None,
@@ -310,14 +352,19 @@ def restore(folder: Path, target: str | commands.Server, storage: str, blobs: st
     backup = Backup(folder)
     if at is not None and at < backup.parts[0][0]:
         raise Failure(f'there is nothing yet at that time; the backup begins at {when(backup.parts[0][0])}')
-    with opened(target, storage, blobs, PROGRAM, security, read_only=False) as restored:
+    with opened(target, storage, blobs, PROGRAM, security, read_only=False,
+                for_blobs=blobs_of(backup)) as restored:
         end = backup.lastTransaction() if at is None else min(at, backup.lastTransaction())
-        count = copy(backup, restored, stop, end)
-        compare(backup, restored, stop, None, end)
+        if last_tid(restored) > end:
+            raise Failure(f'the target has transactions until {when(last_tid(restored))}, which is later than what'
+                          ' is to be restored; choose an empty target')
+        copied = copy(backup, restored, stop, end)
+        # This counts all, also what was there already because a restore before this one was stopped.
+        count = compare(backup, restored, stop, None, end)
         last, has_blobs = last_tid(restored), blobs_of(restored)
     print(f'{count}, until {when(last)}')
-    if count.missing:
-        raise Failure(f'{count.missing} blobs were left out: ' + (
+    if missing := max(copied.missing, count.missing):
+        raise Failure(f'{missing} blobs were left out: ' + (
             'they are not in the backup' if has_blobs or not blobs_of(backup) else
             'the target has no place for them (--target-blobs)'))
 
@@ -362,7 +409,10 @@ def _parser() -> commands.Parser:
     mode.add_argument('--restore', action='store_true', help='make a database of a backup')
     what.add_argument('--at', type=_at, metavar='TIME', help=(
         'restore what was committed until this local time, such as "2030-12-31 23:59:59"'))
-    what.add_argument('--target-blobs', metavar='DIR', help='the blob folder, if the target is a file')
+    what.add_argument('--source-blobs', metavar='DIR', help=(
+        "the blob folder, if a file is backed up (default: the file's name with .blobs, if there is one)"))
+    what.add_argument('--target-blobs', metavar='DIR', help=(
+        "the blob folder, if the target is a file (default: the file's name with .blobs)"))
     parser.add_tls_options()
     return parser
 

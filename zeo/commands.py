@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,13 +22,16 @@ from dataclasses import dataclass
 from typing import Any
 from typing import NoReturn
 
+from ZODB.FileStorage.format import CorruptedError
+from ZODB.POSException import POSError
+
+from zeo import programs
 from zeo.client.dialing import Address
 from zeo.client.dialing import Security
 from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.probe import probe
 from zeo.ClientStorage import ClientStorage
-from zeo.errors import ClientDisconnected
 from zeo.errors import ServerException
 from zeo.version import __version__
 from zeo.wire.messages import EXTENSIONS
@@ -53,10 +57,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, program: str, **options: Any) -> None:
         super().__init__(prog=f'python -m {program}', add_help=False, allow_abbrev=False, **options)
         self.program = program
-        common = self.add_argument_group('about this command')
+        self._common = common = self.add_argument_group('about this command')
         common.add_argument('--help', action='help', help='show this text and stop')
         common.add_argument('--version', action='version', version=f'zeo {__version__}', help=(
             'show the version and stop'))
+
+    def format_help(self) -> str:
+        """What all programs have comes last."""
+        self._action_groups.sort(key=lambda group: group is self._common)
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """One line, and where to read on."""
@@ -139,6 +148,9 @@ def _port(text: str) -> int:
 
 def run(program: str, command: Callable[[], None]) -> int:
     """Run a command to its end; returns the exit status."""
+    programs.begun()
+    for name in ('zeo', 'ZODB'):
+        logging.getLogger(name).addHandler(logging.NullHandler())  # what matters is raised
     try:
         command()
         sys.stdout.flush()
@@ -148,7 +160,7 @@ def run(program: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # by `head`, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (Failure, ClientDisconnected, OSError) as error:
+    except (Failure, POSError, CorruptedError, OSError) as error:
         complain(program, in_words(error))
         return 1
     return 0
@@ -166,7 +178,7 @@ def in_words(error: BaseException) -> str:
         text = ', '.join(map(str, error.value))  # without the name of a class in the server
     else:
         text = str(error) or type(error).__name__
-    return ' '.join(text.split())
+    return ' '.join(re.sub(r'\[Errno -?\d+\] ', '', text).split())  # numbers that are inside of other texts
 
 
 # ---- servers -------------------------------------------------------------------------
@@ -203,7 +215,6 @@ def check_storage(where: Address, storage: str, names: Iterable[str]) -> None:
 def connect(where: Address, storage: str, program: str, security: Security | None = None,
             **options: Any) -> Client:
     """Open a storage on a server; raises `Failure` if that is not possible."""
-    logging.getLogger('zeo').addHandler(logging.NullHandler())  # what matters is raised
     # First, as a client would go on asking, in case the server is just starting.
     check_storage(where, storage, probe(where, PATIENCE, security))
     defaults: dict[str, Any] = {
@@ -251,6 +262,9 @@ class Progress:
     #: A line is written after so many seconds at the earliest.
     PAUSE = 5.0
 
+    #: Of a bar.  What is done in bytes is left out, so that there is room for it on a narrow terminal, too.
+    FORMAT = '{desc}: {percentage:3.0f} % |{bar}| {rate_fmt}, {remaining} left{postfix}'
+
     def __init__(self, title: str, total: int | None, unit: str = 'B') -> None:
         self._title = title
         self._total = total
@@ -261,7 +275,8 @@ class Progress:
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm
 
-                self._bar = tqdm(desc=title, total=total, unit=unit, unit_scale=True, leave=False)
+                self._bar = tqdm(desc=title, total=total, unit=unit, unit_scale=True, leave=False,
+                                 bar_format=None if total is None else self.FORMAT)
 
     def at(self, done: float, note: str = '') -> None:
         """So much is done of the total; a note says what is being done."""
@@ -274,9 +289,10 @@ class Progress:
         if now - self._told < self.PAUSE:
             return
         self._told = now
-        if self._total and done:
-            left = (now - self._began) * (self._total - done) / done
-            text = f'{100 * done / self._total:.0f} %, about {duration(left)} left'
+        if self._total:
+            text = f'{100 * done / self._total:.0f} %'
+            if done:
+                text += f', about {duration((now - self._began) * (self._total - done) / done)} left'
         else:
             text = size(done) if self._unit == 'B' else f'{done:.0f}'
         print(f'{self._title}: {text}{f" ({note})" if note else ""}', file=sys.stderr, flush=True)

@@ -109,7 +109,9 @@ class _Pack:
         if isinstance(self._error, ClientDisconnected):
             raise Failure(f'{title}: the connection was lost; the pack may go on there'
                           f' ({commands.in_words(self._error)})')
-        raise Failure(f'{title}: {commands.in_words(self._error)}')
+        words = commands.in_words(self._error)
+        named = f'storage {self._storage} '  # which is in the title, too
+        raise Failure(title.removesuffix(named.rstrip()) + words if words.startswith(named) else f'{title}: {words}')
 
     def _progresses(self) -> bool:
         """Whether the server is of a kind that can stop a pack, and this pack is of one."""

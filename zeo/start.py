@@ -19,6 +19,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
+from ZODB.FileStorage.format import CorruptedError
+from ZODB.POSException import POSError
+
+from zeo import programs
 from zeo.server import addresses
 from zeo.server import logs
 from zeo.server import privileges
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             number = pid_file(options, os.environ)
             assert number is not None
             from zeo.server import daemon  # takes a while, and few need it
+            programs.begun()
             print(daemon.start(arguments, options, number))
         else:
             run(options)
@@ -227,15 +232,20 @@ def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.so
            tls: ssl.SSLContext | None) -> StorageServer:
     with contextlib.ExitStack() as unless_started:
         unless_started.callback(storages.close_all, opened)
-        server = StorageServer(
-            opened, (*handed_over, *options.addresses),
-            read_only=options.read_only,
-            transaction_timeout=options.transaction_timeout,
-            invalidation_queue_size=options.invalidation_queue_size,
-            invalidation_age=options.invalidation_age,
-            client_conflict_resolution=options.client_conflict_resolution,
-            socket_mode=options.socket_mode, ssl=tls,
-            limits=options.limits, roles=Roles(options.roles), measure=options.monitor is not None)
+        try:
+            server = StorageServer(
+                opened, (*handed_over, *options.addresses),
+                read_only=options.read_only,
+                transaction_timeout=options.transaction_timeout,
+                invalidation_queue_size=options.invalidation_queue_size,
+                invalidation_age=options.invalidation_age,
+                client_conflict_resolution=options.client_conflict_resolution,
+                socket_mode=options.socket_mode, ssl=tls,
+                limits=options.limits, roles=Roles(options.roles), measure=options.monitor is not None)
+        except (POSError, CorruptedError, OSError) as error:  # of a storage that is asked for its last transactions
+            logger.debug('the last transactions cannot be read', exc_info=True)
+            raise CannotStart(f'the last transactions of what is to be served cannot be read:'
+                              f' {type(error).__name__}: {error} (-D shows where)') from None
         unless_started.pop_all()  # the server closes the storages from now on
         unless_started.callback(server.close)
         try:

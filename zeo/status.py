@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     commands.complain(PROGRAM, commands.in_words(error))
         if found.json:
             print(json.dumps(told, indent=2))
-        else:
+        elif told:
             print('\n\n'.join('\n'.join(table(where, each)) for where, each in told.items()))
 
     return commands.run(PROGRAM, tell) or bool(failed)
@@ -232,10 +232,10 @@ def _parser() -> commands.Parser:
     parser.add_argument('addresses', nargs='*', metavar='ADDRESS', type=commands.address, help=(
         'of a server: host:port, :port for this machine, or the path of a socket file'))
     parser.add_server_options()
-    parser.add_argument('-S', '--storage', dest='storages', action='append', default=[], metavar='NAME', help=(
-        'show only this storage; repeatable (default: all)'))
     parser.add_tls_options()
-    how = parser.add_argument_group('how to show it')
+    how = parser.add_argument_group('what to show, and how')
+    how.add_argument('-S', '--storage', dest='storages', action='append', default=[], metavar='NAME', help=(
+        'show only this storage; repeatable (default: all)'))
     how.add_argument('--json', action='store_true', help='for programs; with --watch, one line each time')
     how.add_argument('--watch', action='store_true', help='refresh in place until Ctrl-C')
     how.add_argument('--interval', type=_seconds, metavar='SECONDS', default=1.0, help=(

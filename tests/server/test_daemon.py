@@ -1,6 +1,8 @@
 """zeo.server.daemon: what is asked of zdaemon (tests/system/test_service_managers.py has real ones)."""
 
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -67,3 +69,19 @@ def test_without_zdaemon_it_is_said_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, 'zdaemon', None)
     with pytest.raises(CannotStart, match=r'^-d needs zdaemon, .*; install it \(pip install zdaemon\), or stay'):
         daemon.start([], parse(['-p', '1']), 'ZEO.pid')
+
+
+@pytest.mark.parametrize('returncode', [0, 1])
+def test_ctrl_c_while_zdaemon_starts_waits_until_it_can_be_stopped(folder, monkeypatch, returncode):
+    said = []
+
+    def run(command, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return subprocess.CompletedProcess(command, returncode, stderr='KeyboardInterrupt')
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.setattr(daemon, '_say', lambda control, word: said.append(word))
+    with pytest.raises(CannotStart, match='^ended before it was ready$'):
+        daemon.start([], parse(['-p', '1']), f'{folder}/ZEO.pid')
+    assert said == ['status', 'stop', 'status']
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -280,15 +280,15 @@ def test_the_cache_of_a_client_is_not_taken_for_a_folder_of_blobs(here):
     (folder / '.layout').write_text('zeocache')
     assert refusal(storages.open_file, str(here / 'Data.fs'), False, str(folder)) == (
         f"the folder for blobs {folder} cannot be used: it has the layout 'zeocache', as caches of clients"
-        ' have; choose another one with --blob-dir')
+        ' have; choose another folder')
     assert not (here / 'Data.fs').exists()
 
 
 def test_what_cannot_be_a_folder_for_blobs_is_named(here):
     (here / 'file').write_text('x')
     assert refusal(storages.open_file, str(here / 'Data.fs'), False, str(here / 'file' / 'blobs')) == (
-        f'the folder for blobs {here}/file/blobs cannot be used: Not a directory; choose another one with'
-        ' --blob-dir')
+        f'the folder for blobs {here}/file/blobs cannot be used: Not a directory; choose another'
+        ' folder')
     assert refusal(storages.open_file, str(here / 'Data.fs'), True, str(here / 'blobs')) == (
-        f'the folder for blobs {here}/blobs cannot be used: it does not exist; choose another one with'
-        ' --blob-dir')
+        f'the folder for blobs {here}/blobs cannot be used: it does not exist; choose another'
+        ' folder')

@@ -54,3 +54,9 @@ def test_numbers_and_names_are_checked():
 
 def test_what_is_wrong_is_understood_by_the_command_line_and_by_the_configuration_file():
     assert issubclass(Wrong, argparse.ArgumentTypeError) and issubclass(Wrong, ValueError)
+
+
+@pytest.mark.parametrize('text', ['', 'x', '99999', '/run/web.sock', 'localhost:'])
+def test_what_is_no_address_of_the_monitor(text):
+    with pytest.raises(Wrong, match='is no address of a web server; give a port, or host:port'):
+        values.monitor(text)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The floors, from the ground.  A module imports from its own floor or from below, never from above;
 # what is not named here stands on the floor of its room.
 FLOORS = {
-    'zeo.errors': 0, 'zeo.version': 0, 'zeo.wire': 0,
+    'zeo.errors': 0, 'zeo.version': 0, 'zeo.programs': 0, 'zeo.wire': 0,
     'zeo.server': 1, 'zeo.client': 1,
     'zeo.server.session': 2, 'zeo.server.writer': 2, 'zeo.server.monitor': 2, 'zeo.client.channel': 2,
     'zeo.client.inquiry': 3,

@@ -132,6 +132,8 @@ def test_the_page_draws_what_happens(start_server: Start, open_client: Open, tmp
         assert title in titles
     drawn = re.findall(r'<path class="one" d="(M[^"]+)"', page)
     assert len(drawn) >= 5 and all('NaN' not in line for line in drawn), page
+    assert widths(page) <= set(range(250, 400)), page    # two beside each other
+    assert '>100 µs</text>' in page                       # a scale on which a median and the slowest are both seen
 
 
 @needs_a_browser
@@ -143,12 +145,13 @@ def test_the_page_shows_how_far_a_pack_is(tmp_path: Path, monkeypatch: pytest.Mo
     monitor.start()
     monitor.tell_about({'1': served}, lambda: False)
     try:
-        page = see('http://%s:%d' % monitor.address, tmp_path)
+        page = see('http://%s:%d' % monitor.address, tmp_path, 600)
     finally:
         monitor.close()
         served.close()
     assert '<section id="pack">' in page and text_of(page, 'pack-share') == '25 %'
     assert text_of(page, 'pack-words').startswith('copying, for ')
+    assert widths(page) <= set(range(450, 600)), page    # a chart fills the page where it is alone in its row
 
 
 @needs_a_browser
@@ -164,12 +167,19 @@ def test_the_page_says_when_the_server_has_gone(start_server: Start, tmp_path: P
     assert 'no answer since' in text_of(page, 'state') and 'stale' in page
 
 
-def see(address: str, folder: Path) -> str:
+def widths(page: str) -> set[int]:
+    """Of the charts, in pixels."""
+    found = {int(width) for width in re.findall(r'<svg[^>]* viewBox="0 0 (\d+) \d+"', page)}
+    assert found, page
+    return found
+
+
+def see(address: str, folder: Path, width: int = 800) -> str:
     """What a browser has made of the page after some seconds of its own clock."""
     assert BROWSER is not None
     done = subprocess.run(
         [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={folder}/profile',
-         '--virtual-time-budget=9000', '--dump-dom', address],
+         f'--window-size={width},800', '--virtual-time-budget=9000', '--dump-dom', address],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,6 +8,7 @@ it hears of success or failure as if it had stayed in the foreground.
 import contextlib
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -42,13 +43,16 @@ def start(arguments: Sequence[str], options: Options, pid_file: str) -> str:
         raise CannotStart(f'there is a server in the background already, with {control}; stop it first, or'
                           ' choose another --pid-file for this one')
     with _ear() as (ear, where):
-        manager = subprocess.run(
-            command(arguments, options, pid_file, control), env={**os.environ, 'NOTIFY_SOCKET': where},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if manager.returncode:
-            *_, why = manager.stderr.strip().splitlines() or ['']
-            raise CannotStart(f'zdaemon cannot start: {why}')
+        with _ctrl_c() as was_pressed:
+            manager = subprocess.run(
+                command(arguments, options, pid_file, control), env={**os.environ, 'NOTIFY_SOCKET': where},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
+            if was_pressed:
+                raise KeyboardInterrupt
+            if manager.returncode:
+                *_, why = manager.stderr.strip().splitlines() or ['']
+                raise CannotStart(f'zdaemon cannot start: {why}')
             return _outcome(ear, control)
         except BaseException as error:
             _stop(control)
@@ -73,6 +77,17 @@ def command(arguments: Sequence[str], options: Options, pid_file: str, control: 
     if options.configuration is not None:
         words.append(f'--configuration={os.path.abspath(options.configuration)}')
     return words
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """Meanwhile Ctrl-C is only noted: it is not known yet what would have to be ended."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

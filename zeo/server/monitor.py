@@ -177,7 +177,9 @@ class _Request(http.server.BaseHTTPRequestHandler):
 
     timeout = PATIENCE  # of each write
     server: _Web
-    server_version, sys_version = f'zeo/{__version__}', ''
+
+    def version_string(self) -> str:
+        return f'zeo/{__version__}'
 
     def handle_one_request(self) -> None:
         self.close_connection = True

@@ -74,7 +74,7 @@ def _prepare_blobs(folder: str, read_only: bool) -> None:
             raise PermissionError(errno.EACCES, f'{helper.temp_dir} is not writable')
     except OSError as error:
         raise CannotStart(f'the folder for blobs {folder} cannot be used: {error.strerror or error};'
-                          ' choose another one with --blob-dir') from None
+                          ' choose another folder') from None
 
 
 def _why(error: Exception, path: str, read_only: bool) -> str:

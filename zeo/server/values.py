@@ -57,9 +57,12 @@ def address(text: str) -> tuple[str, int] | str:
 
 def monitor(text: str) -> tuple[str, int]:
     """Where the monitor listens: ``host:port``, or a port for this machine only."""
-    found = address(text)
+    try:
+        found = address(text)
+    except Wrong:
+        found = text
     if isinstance(found, str):
-        raise Wrong(f'{text!r} is no address of a web server; give a port, or host:port')
+        raise Wrong(f'{text!r} is no address of a web server; give a port, or host:port') from None
     return found[0] or 'localhost', found[1]
 
 

@@ -4,7 +4,7 @@
 const EVERY = 2000;            // milliseconds between two questions
 const PATIENCE = 5000;         // for an answer
 const SPAN = 300;              // seconds that are shown
-const WIDTH = 360, HEIGHT = 150, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;   // of a chart
+const LEFT = 52, RIGHT = 6, TOP = 8, BOTTOM = 20;   // of a chart: what is beside the lines, in pixels
 
 const kept = {};               // by storage: what was asked for, oldest first
 let chosen = null;             // the storage that is shown
@@ -26,7 +26,7 @@ function bytes(value) {
   if (value === null || value === undefined) return '–';
   for (const [size, unit] of [[1e12, 'TB'], [1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB']])
     if (value >= size) return trim(value / size) + ' ' + unit;
-  return value + ' B';
+  return trim(value) + ' B';
 }
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return '–';
@@ -41,6 +41,8 @@ function duration(seconds) {
 const percent = share => share === null || share === undefined ? '–' : Math.round(100 * share) + ' %';
 
 // ---- what is drawn: each chart has one or two lines, made from two answers that follow each other
+// (`least`: its scale reaches at least so far; `whole`: there are no fractions; `logarithmic`: each step is ten times
+// as much, from `least` to 1000 times that, or farther)
 
 const rate = key => (now, before, seconds) => (now[key] - before[key]) / seconds;
 function quantile(key, share) {
@@ -62,21 +64,23 @@ function quantile(key, share) {
   };
 }
 const CHARTS = [
-  {title: 'Loads per second', show: number, lines: [['', rate('loads')]]},
-  {title: 'Commits per second', show: number, lines: [['commits', rate('commits')], ['conflicts', rate('conflicts')]]},
-  {title: 'Answering a load', show: duration,
+  {title: 'Loads per second', show: number, least: 10, lines: [['', rate('loads')]]},
+  {title: 'Commits per second', show: number, least: 2,
+   lines: [['commits', rate('commits')], ['conflicts', rate('conflicts')]]},
+  {title: 'Answering a load', show: duration, logarithmic: true, least: 1e-5,
    lines: [['median', quantile('load', .5)], ['99 %', quantile('load', .99)]]},
-  {title: 'Waiting for the commit lock', show: duration,
+  {title: 'Waiting for the commit lock', show: duration, logarithmic: true, least: 1e-5,
    lines: [['median', quantile('vote_wait', .5)], ['99 %', quantile('vote_wait', .99)]]},
-  {title: 'Finishing a commit', show: duration,
+  {title: 'Finishing a commit', show: duration, logarithmic: true, least: 1e-5,
    lines: [['median', quantile('finish', .5)], ['99 %', quantile('finish', .99)]]},
-  {title: 'Commit lock held for', show: duration, lines: [['', now => now.holder ? now.now - now.holder.since : 0]],
+  {title: 'Commit lock held for', show: duration, least: 2, lines: [['', now => now.holder ? now.now - now.holder.since : 0]],
    note: now => now.holder ? 'by ' + now.holder.client + (now.waiting ? '; ' + now.waiting + ' waiting' : '') : 'it is free'},
-  {title: 'Clients', show: number, lines: [['', now => now.clients.length]]},
-  {title: 'Cache lag of clients', show: value => number(value) + (value === 1 ? ' commit' : ' commits'),
+  {title: 'Clients', show: number, whole: true, least: 4, lines: [['', now => now.clients.length]]},
+  {title: 'Cache lag of clients', whole: true, least: 4, show: value => number(value) + (value === 1 ? ' commit' : ' commits'),
    lines: [['', now => Math.max(0, ...now.clients.map(client => client.behind))]],
    note: () => 'commits that the slowest has not been told of'},
-  {title: 'Traffic', show: value => bytes(Math.round(value)) + '/s', lines: [['sent', rate('sent')], ['received', rate('received')]]},
+  {title: 'Traffic', show: value => bytes(Math.round(value)) + '/s', least: 1000,
+   lines: [['sent', rate('sent')], ['received', rate('received')]]},
 ];
 
 // ---- elements
@@ -109,29 +113,44 @@ function points(chart) {
   }
   return found;
 }
-function ceiling(value) {
-  if (!(value > 0)) return 1;
-  const power = 10 ** Math.floor(Math.log10(value));
-  return power * [1, 2, 5, 10].find(step => step * power >= value * .999);
+function scale(chart, values) {
+  // The values of the lines across, from the lowest to the highest.
+  const most = Math.max(chart.least, ...values);
+  if (chart.logarithmic) {
+    const power = value => Math.floor(Math.log10(value) + 1e-9);
+    const first = power(Math.min(chart.least, ...values.filter(value => value > 0)));
+    const last = Math.max(first + 3, power(most * .999) + 1);
+    const ticks = [];
+    for (let each = first; each <= last; each++) ticks.push(10 ** each);
+    return ticks;
+  }
+  const power = 10 ** Math.floor(Math.log10(most));
+  const top = power * (chart.whole ? [1, 2, 4, 6, 8, 10] : [1, 2, 4, 5, 8, 10]).find(step => step * power >= most * .999);
+  return chart.whole && top % 2 ? [0, top] : [0, top / 2, top];
 }
 function draw(chart) {
   const data = points(chart);
-  const drawing = chart.svg;
+  const drawing = chart.svg, width = drawing.clientWidth || 320, height = drawing.clientHeight || 150;
+  drawing.setAttribute('viewBox', `0 0 ${width} ${height}`);
   drawing.replaceChildren();
   const end = data.length ? data[data.length - 1].at : 0;
-  const most = ceiling(Math.max(0, ...data.flatMap(point => point.values.map(value => value || 0))));
-  const x = at => LEFT + (WIDTH - LEFT - RIGHT) * (1 - (end - at) / SPAN);
-  const y = value => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / most);
-  for (const share of [0, .5, 1]) {
-    drawing.append(svg('line', {class: share ? 'grid' : 'base', x1: LEFT, x2: WIDTH - RIGHT,
-                                y1: y(share * most), y2: y(share * most)}));
-    drawing.append(svg('text', {x: LEFT - 6, y: y(share * most) + 4, 'text-anchor': 'end'},
-                       chart.show(share * most).replace(/ commits?$/, '')));
-  }
+  const ticks = scale(chart, data.flatMap(point => point.values.map(value => value || 0)));
+  const least = ticks[0], most = ticks[ticks.length - 1];
+  const share = chart.logarithmic ? value => Math.log(Math.max(value, least) / least) / Math.log(most / least) :
+    value => value / most;
+  const x = at => LEFT + (width - LEFT - RIGHT) * (1 - (end - at) / SPAN);
+  const y = value => TOP + (height - TOP - BOTTOM) * (1 - share(value));
+  ticks.forEach((value, i) => {
+    drawing.append(svg('line', {class: i ? 'grid' : 'base', x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value)}));
+    if (ticks.length < 6 || i % 2 === 0)
+      drawing.append(svg('text', {x: LEFT - 6, y: y(value) + 4, 'text-anchor': 'end'},
+                         chart.show(value).replace(/ commits?$/, '')));
+  });
   for (const [minutes, anchor] of [[5, 'start'], [2.5, 'middle'], [0, 'end']])
-    drawing.append(svg('text', {x: x(end - 60 * minutes), y: HEIGHT - 4, 'text-anchor': anchor},
+    drawing.append(svg('text', {x: x(end - 60 * minutes), y: height - 4, 'text-anchor': anchor},
                        minutes ? '−' + minutes + ' min' : 'now'));
-  chart.lines.forEach((line, i) => {
+  // The first line lies on top of the second.
+  for (let i = chart.lines.length - 1; i >= 0; i--) {
     let path = '', area = '', first = null, last = null;
     const close = () => { if (first !== null) area += `L${last.toFixed(1)} ${y(0)}L${first.toFixed(1)} ${y(0)}Z`; };
     for (const point of data) {
@@ -147,9 +166,9 @@ function draw(chart) {
     const kind = i ? 'two' : 'one';
     if (chart.lines.length === 1) drawing.append(svg('path', {class: 'area', d: area}));
     drawing.append(svg('path', {class: kind, d: path}));
-  });
+  }
   if (!data.length)
-    drawing.append(svg('text', {x: (LEFT + WIDTH) / 2, y: HEIGHT / 2, 'text-anchor': 'middle'}, 'collecting …'));
+    drawing.append(svg('text', {x: (LEFT + width) / 2, y: height / 2, 'text-anchor': 'middle'}, 'collecting …'));
   chart.data = data; chart.x = x; chart.y = y; chart.ceiling = most;
   caption(chart, data.length ? data[data.length - 1] : null, end);
   if (chart.pointer !== null) point(chart);
@@ -176,7 +195,8 @@ function point(chart) {
   for (const each of chart.data)
     if (Math.abs(chart.x(each.at) - chart.pointer) < Math.abs(chart.x(nearest.at) - chart.pointer)) nearest = each;
   const x = chart.x(nearest.at);
-  chart.svg.append(svg('line', {class: 'cursor', x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM}));
+  chart.svg.append(svg('line', {class: 'cursor', x1: x, x2: x, y1: TOP,
+                                 y2: chart.svg.clientHeight - BOTTOM}));
   nearest.values.forEach((value, i) => {
     if (value !== null) chart.svg.append(svg('circle', {class: i ? 'two' : 'one', cx: x, r: 3.5,
                                                         cy: chart.y(Math.min(value, chart.ceiling))}));
@@ -187,7 +207,7 @@ function make(chart) {
   const figure = html('figure'), words = html('figcaption');
   chart.now = html('span', '–', 'now');
   chart.keys = html('span', '', 'keys');
-  chart.svg = svg('svg', {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': chart.title});
+  chart.svg = svg('svg', {role: 'img', 'aria-label': chart.title});
   chart.pointer = null;
   words.append(html('h2', chart.title), chart.now, chart.keys);
   figure.append(words, chart.svg);
@@ -234,8 +254,9 @@ function clients(now) {
   const rows = now.clients.map(client => {
     const row = html('tr');
     row.append(html('td', client.address), html('td', client.label || '–'),
-               ...[duration(now.now - client.since), bytes(client.received), bytes(client.sent),
-                   bytes(client.unsent), number(client.behind)].map(text => html('td', text, 'n')));
+               ...[['for', duration(now.now - client.since)], ['received', bytes(client.received)],
+                   ['sent', bytes(client.sent)], ['unread', bytes(client.unsent)], ['lag', number(client.behind)],
+                  ].map(([name, text]) => { const cell = html('td', text, 'n'); cell.dataset.name = name; return cell; }));
     return row;
   });
   document.querySelector('tbody').replaceChildren(...rows);
@@ -296,4 +317,5 @@ let last = null;
 $('where').textContent = location.host;
 document.title = 'zeo ' + location.host;
 CHARTS.forEach(make);
+new ResizeObserver(() => CHARTS.forEach(draw)).observe($('charts'));
 ask();

@@ -1,0 +1,31 @@
+"""How Ctrl-C ends zeo's programs (``python -m zeo.start``, ``zeo-start`` and its like) from the beginning.
+
+It takes a moment until the modules of a program are read.  A Ctrl-C in this moment ends it at once and without
+a word, as it ends programs that are not Python's.
+"""
+
+import os
+import signal
+import sys
+
+NAMES = ('backup', 'copy', 'pack', 'start', 'status')
+
+
+def is_one() -> bool:
+    """Whether this process has been started as one of the programs."""
+    first = os.path.basename((getattr(sys, 'argv', None) or [''])[0])  # a Python within another program may have none
+    if first == '-m':  # so it is while Python looks for the module to run
+        return any(f'zeo.{name}' in sys.orig_argv for name in NAMES)
+    return any(first == f'zeo-{name}' for name in NAMES)
+
+
+def begin() -> None:
+    """Until `begun`, Ctrl-C ends the program without a word.  Who ignores it goes on ignoring it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def begun() -> None:
+    """The program can end in order now: Ctrl-C is a `KeyboardInterrupt` again."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
