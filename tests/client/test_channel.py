@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.wire.framing import frame
 from zeo.wire.messages import HEARTBEAT
+from zeo.wire.messages import PULSE
+from zeo.wire.messages import decode_from_client
 from zeo.wire.messages import invalidation_notice
 from zeo.wire.messages import load_reply
 from zeo.wire.messages import notice
@@ -662,4 +665,73 @@ def test_the_watcher_gives_a_sign_of_life_when_nothing_happens(
     line.channel.set_timeout(None)
     line.watch()
     for _ in range(3):
-        assert frame(line.peer.payload()) == HEARTBEAT  # type: ignore[arg-type]
+        while frame(payload := line.peer.payload()) != HEARTBEAT:  # type: ignore[arg-type]
+            line.peer.send(reply(decode_from_client(payload)[0], None))  # it was a ping
+
+
+# ---- a server that says nothing
+
+
+@pytest.mark.parametrize('idle', [False, True])
+def test_a_server_without_its_signs_of_life_is_taken_for_dead(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch, idle: bool) -> None:
+    monkeypatch.setattr(module, 'SILENCE', 0.1)
+    line.channel.set_timeout(None, pulsing=True)
+    if idle:
+        line.watch()
+        until(lambda: line.channel.ended is not None, 'the end is noticed')
+    else:
+        with pytest.raises(ClientDisconnected, match='no sign of life for 0.1 seconds'):
+            calls.start(line.channel.call, 'ping')()
+    assert 'no sign of life' in str(line.channel.ended)
+
+
+def test_a_call_may_take_long_while_there_are_signs_of_life(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'SILENCE', 2.0)
+    line.channel.set_timeout(None, pulsing=True)
+    result = calls.start(line.channel.call, 'vote')
+    message = line.peer.read('vote')
+    began = monotonic()
+
+    def beat() -> bool:
+        line.peer.send(PULSE)
+        return monotonic() > began + 2.5
+
+    until(beat, 'more time has passed than one silence may take')
+    line.peer.answer(message, [])
+    assert result() == []
+
+
+def test_a_sender_is_not_stuck_for_ever_with_a_server_without_its_signs_of_life(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'SILENCE', 0.1)
+    line.channel.set_timeout(None, pulsing=True)
+    line.watch()
+    with pytest.raises(ClientDisconnected, match='no sign of life'):
+        calls.start(line.channel.call, 'large', (bytes(10_000_000),))()
+
+
+def test_a_server_that_gives_no_signs_of_life_is_asked_for_some(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'HEARTBEAT_INTERVAL', 0.05)
+    line.channel.set_timeout(None)
+    result = calls.start(line.channel.call, 'vote')
+    vote = line.peer.read('vote')
+    for _ in range(2 * module.PATIENCE):
+        line.peer.answer(line.peer.read('ping'), None)
+    last = line.peer.read('ping')
+    assert line.channel.ended is None
+    with pytest.raises(ClientDisconnected, match='has not answered for 0.25 seconds'):
+        result()
+    assert line.peer.at_end()
+    assert vote.id != last.id
+
+
+def test_a_server_that_neither_reads_nor_gives_signs_of_life_is_given_up(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'HEARTBEAT_INTERVAL', 0.02)
+    line.channel.set_timeout(None)
+    line.watch()
+    with pytest.raises(ClientDisconnected, match='has read nothing for too long'):
+        calls.start(line.channel.call, 'large', (bytes(10_000_000),))()

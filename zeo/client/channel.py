@@ -64,6 +64,13 @@ logger = logging.getLogger(__name__)
 #: Seconds between two signs of life on an otherwise quiet connection.
 HEARTBEAT_INTERVAL = 60.0
 
+#: Seconds for which a server may be silent that gives signs of life by itself (every `PULSE_INTERVAL`).
+SILENCE = 40.0
+
+#: Another one is asked for a sign of life after `HEARTBEAT_INTERVAL` of silence, and given so many more of
+#: these: a ZEO server answers nobody while its storage is busy with a long vote.
+PATIENCE = 4
+
 #: The watcher looks whether it is needed this often, in seconds, and less often while it is not.
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.040
 
@@ -126,7 +133,7 @@ class Channel:
     __slots__ = (
         'address', 'notices', 'ended', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn', '_parked',
         '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded', '_failure',
-        '__weakref__')
+        '_pulsing', '_asked', '_silent', '__weakref__')
 
     def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
                  loaded: Effect | None = None, address: object = '', tls: Tls | None = None) -> None:
@@ -155,6 +162,9 @@ class Channel:
         self._bell = Lock()  # released to make the watcher look at once
         self._bell.acquire()
         self._loaded = loaded
+        self._pulsing = False  # the server gives signs of life
+        self._asked: Request | None = None  # for one; this and the next belong to the leader
+        self._silent = 0  # waits since then in which nothing came
 
     # ---- what callers use
 
@@ -228,17 +238,23 @@ class Channel:
         """Whether this very thread is in a call (of which this is an effect or an interruption)."""
         return get_ident() in self._inside
 
-    def set_timeout(self, seconds: float | None) -> None:
+    def set_timeout(self, seconds: float | None, pulsing: bool = False) -> None:
         """Limit each wait for the socket; only before the channel is shared between threads.
 
-        None is for the time after: then waits are unlimited, except that readers look up often enough
-        for `HEARTBEAT_INTERVAL`.
+        None is for the time after: then a call may take as long as the server lives, as far as one can
+        know.  If that is ``pulsing`` it gives signs of life by itself; else it is asked for them.
         """
         self._sock.settimeout(seconds)
         if seconds is None:
-            whole, part = divmod(HEARTBEAT_INTERVAL, 1)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
-                                  struct.pack('ll', int(whole), int(part * 1_000_000)))
+            self._pulsing = pulsing
+            self._limit(socket.SO_RCVTIMEO, SILENCE if pulsing else HEARTBEAT_INTERVAL)
+            if not pulsing:  # one that is may be busy and not read; somebody else hears that it lives
+                self._limit(socket.SO_SNDTIMEO, HEARTBEAT_INTERVAL * (PATIENCE + 1))
+
+    def _limit(self, option: int, seconds: float) -> None:
+        whole, part = divmod(seconds, 1)
+        self._sock.setsockopt(socket.SOL_SOCKET, option,
+                              struct.pack('ll', int(whole), int(part * 1_000_000)))
 
     # ---- one call
 
@@ -344,11 +360,29 @@ class Channel:
         """Wait for more; a message, if it is there as a whole now."""
         try:
             size = self._recv_into(inbox.buffer())
-        except BlockingIOError:
-            return None  # SO_RCVTIMEO: nothing came for a while
+        except BlockingIOError:  # SO_RCVTIMEO: nothing came for a while
+            self._hear_nothing()
+            return None
         if not size:
             raise ConnectionError('the server closed the connection')
         return inbox.received(size)
+
+    def _hear_nothing(self) -> None:
+        """One wait was in vain.  Raises `TimeoutError` if the server can be taken for dead."""
+        if self._pulsing:
+            raise TimeoutError(f'the server has given no sign of life for {SILENCE:g} seconds')
+        if self._asked is not None and not self._asked.done:
+            self._silent += 1
+            if self._silent == PATIENCE:
+                raise TimeoutError('the server has not answered for '
+                                   f'{HEARTBEAT_INTERVAL * (PATIENCE + 1):g} seconds')
+            return
+        message_id, request = next(self._ids), Request(None)
+        self._requests[message_id] = request
+        if self._outgoing.beat(encode_request(message_id, 'ping')):
+            self._asked, self._silent = request, 0
+        else:
+            self._requests.pop(message_id, None)
 
     def _dispatch(self, payload: bytes | bytearray) -> None:
         """Read one message and do all it changes."""

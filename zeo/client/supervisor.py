@@ -386,8 +386,11 @@ class Supervisor:
             channel.call('get_info', (), judge)
             if verdict is Verdict.CATCH_UP:
                 channel.call('getInvalidations', (upkeep.cache.last_tid,), settle)
+            pulsing = link.offers('pulse')
+            if pulsing:
+                channel.post('pulse')
             channel.flush()
-            channel.set_timeout(None)
+            channel.set_timeout(None, pulsing)
             logger.info('Connected to %s, storage %s%s; cache: %s', display(link.address), self._storage,
                         ' (read-only)' if link.read_only else '', verdict.value)
             self._connected(link)

@@ -193,7 +193,7 @@ class Served:
     @property
     def extensions(self) -> tuple[str, ...]:
         """What this server can do beyond the protocol for clients that ask for it."""
-        return ('verify', 'figures', *(['settle'] if self._can_choose else []))
+        return ('verify', 'figures', 'pulse', *(['settle'] if self._can_choose else []))
 
     def sizes(self) -> dict[str, int]:
         """What ``info`` notices tell."""

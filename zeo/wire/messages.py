@@ -42,7 +42,13 @@ from zeo.wire.framing import frame
 #: ``figures``
 #:     ``figures()``: what `zeo.server.figures` tells of the server, as plain values; ``stop_pack()``:
 #:     stop the pack in progress, if that is possible: whether it is.
+#: ``pulse``
+#:     After the notice ``pulse()`` the server gives a sign of life, the notice ``pulse()``, every
+#:     `PULSE_INTERVAL` seconds unless it has something else to say; whatever its storages are busy with.
 EXTENSIONS = 'zeo'
+
+#: Seconds between two signs of life of a server.
+PULSE_INTERVAL = 10.0
 
 #: What a server says first, and what a client answers.
 GREETING = b'Z5'
@@ -168,6 +174,10 @@ def request(message_id: int, name: str, args: Sequence[Any] = ()) -> Frame:
 def notice(name: str, args: Sequence[Any] = ()) -> Frame:
     """A one-way message.  Raises what `pickles.dumps` raises."""
     return frame(_START + _IS_NOTICE + _pickled_text(name) + _pickled_args(args) + _END)
+
+
+#: A server's sign of life, see `EXTENSIONS`.
+PULSE: Frame = notice('pulse')
 
 
 def reply(message_id: PickledId, result: Any) -> Frame:
@@ -598,4 +608,5 @@ METHODS: dict[str, Method] = {
     'settle': Method(2, 2),
     'figures': Method(0, 0),
     'stop_pack': Method(0, 0),
+    'pulse': Method(0, 0),
 }
