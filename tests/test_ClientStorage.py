@@ -141,6 +141,23 @@ def test_one_can_begin_without_a_server_and_read_what_is_cached(tmp_path: Path) 
     storage.close()
 
 
+@pytest.mark.parametrize('by_environment', [False, True])
+def test_a_second_client_of_the_same_name_gets_a_temporary_cache(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, by_environment: bool) -> None:
+    options: Any = {'wait': False, 'var': tmp_path, 'client': 'worker'}
+    if by_environment:
+        monkeypatch.setenv('ZEO_CLIENT', options.pop('client'))
+    one = ClientStorage(str(tmp_path / 'nobody'), **options)
+    other = ClientStorage(str(tmp_path / 'nobody'), **options)
+    try:
+        assert one._cache.path == str(tmp_path / 'worker@1.zec')
+        assert other._cache.path is None
+        assert 'another client has it open; this client uses a temporary cache' in caplog.text
+    finally:
+        one.close()
+        other.close()
+
+
 def test_a_cache_newer_than_the_server_is_refused_unless_told_to_start_over(
         tmp_path: Path, host: Host, calls: Calls) -> None:
     path = str(tmp_path / 'cache.zec')

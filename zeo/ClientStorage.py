@@ -19,6 +19,7 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 The supervisor's condition, the blob cache's mutex and that of TLS (`zeo.wire.tls`) are leaves, too, and not held over any call or send.
 """
 
+import contextlib
 import logging
 import os
 import random
@@ -58,6 +59,7 @@ from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.iteration import Dropped
 from zeo.client.iteration import Transactions
+from zeo.client.options import check_options
 from zeo.client.supervisor import Link
 from zeo.client.supervisor import State
 from zeo.client.supervisor import Supervisor
@@ -169,6 +171,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                  shared_blob_dir: bool = False, blob_cache_size: int | None = None,
                  blob_cache_size_check: int = 10, ssl: Any = None,
                  ssl_server_hostname: str | None = None) -> None:
+        check_options(locals())
         if read_only and read_only_fallback:
             raise ValueError('read_only and read_only_fallback exclude each other')
         if shared_blob_dir and blob_dir is None:
@@ -184,7 +187,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self.fshelper: FilesystemHelper | None = None  # tells where files of blobs are
         if blob_dir is not None:
             self._blobs = open_blobs(
-                os.fspath(blob_dir), shared_blob_dir, blob_cache_size, blob_cache_size_check)
+                os.fsdecode(blob_dir), shared_blob_dir, blob_cache_size, blob_cache_size_check)
             self.fshelper = self._blobs.helper
         self.__name__ = name or ', '.join(map(display, addresses))
         self._storage = storage
@@ -202,11 +205,17 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._server_address: str | None = None
         self._last_link_read_only = False
         self._database: Any = None
-        if not isinstance(cache, Cache):
-            path = cache_path(storage, client, var) if cache is None else os.fspath(cache)
-            cache = open_cache(path, cache_size, storage, strict=path is not None and client is None)
-        cache.allow_servers(map(display, addresses))
-        self._set_up(cache, addresses)
+        with contextlib.ExitStack() as unless_done:
+            if self._blobs is not None:
+                unless_done.callback(self._blobs.close)
+            if cache is None:
+                cache = open_cache(cache_path(storage, client, var), cache_size, storage)
+            elif not isinstance(cache, Cache):
+                cache = open_cache(os.fsdecode(cache), cache_size, storage, strict=True)
+            unless_done.callback(cache.close)
+            cache.allow_servers(map(display, addresses))
+            self._set_up(cache, addresses)
+            unless_done.pop_all()
         _storages.add(self)
         if wait if wait_for_server_on_startup is None else wait_for_server_on_startup:
             try:

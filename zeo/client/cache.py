@@ -77,6 +77,7 @@ def cache_path(storage: str, client: str | None = None, var: str | None = None) 
     if var is None:
         home = os.environ.get('INSTANCE_HOME')
         var = os.path.join(home, 'var') if home else os.getcwd()
+    var = os.fsdecode(var)
     return os.path.join(var, f"{quote(client, safe='')}@{quote(storage, safe='')}.zec")
 
 
