@@ -6,6 +6,7 @@ second thread that looks for a better one; it hands over a connection that is re
 verified yet, then it ends.
 """
 
+import copy
 import logging
 import random
 import socket
@@ -17,6 +18,7 @@ from enum import Enum
 from time import monotonic
 from typing import Any
 
+from ZODB.POSException import POSError
 from ZODB.POSException import ReadOnlyError
 from ZODB.utils import z64
 
@@ -50,6 +52,9 @@ WAITED_FOR = 1.0
 
 #: Seconds for which a read-only server is kept in hand while a writable one may still answer.
 HOPE = 1.0
+
+#: Longer waits are made of several, since the operating system has a limit.
+AT_A_TIME = 3600.0
 
 #: Seconds that `Supervisor.close` waits for each thread, which has been told to end.
 JOIN = 5.0
@@ -186,14 +191,14 @@ class Supervisor:
                     rest = until - monotonic()
                     if rest <= 0:
                         raise self._explanation()
-                    self._changed.wait(rest)
+                    self._changed.wait(min(rest, AT_A_TIME))
             finally:
                 self._waiters -= 1
 
     def _explanation(self) -> Exception:
         failure = self._failure
         if isinstance(failure, ClientStorageError) and not isinstance(failure, ClientDisconnected):
-            return failure
+            return copy.copy(failure)  # without the frames of others who got it
         error = ClientDisconnected(
             'not connected to a server' + ('' if failure is None else f': {_said(failure)}'))
         error.__cause__ = failure
@@ -267,8 +272,6 @@ class Supervisor:
                     began = monotonic()
                     self._attend(link)
                     lasted = monotonic() - began
-                except ClientDisconnected as error:
-                    self._note(error)
                 except Exception as error:
                     self._note(error)
                 failures = 0 if lasted > GOOD_AFTER or self._better is not None else failures + 1
@@ -438,13 +441,16 @@ class Supervisor:
         with self._changed:
             if self._state is State.CLOSED:
                 return
-            self._failure = failure
+            trace = failure.__traceback__
+            self._failure = failure.with_traceback(None)  # nobody is to keep what its frames hold
             reason = _said(failure)
             known = reason in self._told or len(self._told) >= MOST_REASONS
             if not known:
                 self._told.add(reason)
-        logger.log(logging.DEBUG if known else logging.WARNING,
-                   'No connection to storage %s: %s', self._storage, reason)
+        ours = not isinstance(failure, (OSError, POSError))  # it should not have happened
+        logger.log(logging.DEBUG if known else logging.ERROR if ours else logging.WARNING,
+                   'No connection to storage %s: %s', self._storage, reason,
+                   exc_info=(type(failure), failure, trace) if ours else None)
 
     def _is_closed(self) -> bool:
         return self._state is State.CLOSED
@@ -460,7 +466,7 @@ class Supervisor:
                 rest = began + (min(delay, WAITED_FOR) if self._waiters else delay) - monotonic()
                 if rest <= 0:
                     break
-                self._changed.wait(rest)
+                self._changed.wait(min(rest, AT_A_TIME))
 
     # ---- the seeker
 
