@@ -444,6 +444,27 @@ def test_resolving_conflicts_is_given_up_after_nine_rounds(
     one._supervisor.close()
 
 
+@pytest.mark.parametrize('bad', ['text', None, bytearray(b'record'), 5])
+def test_what_is_no_record_is_refused_and_the_transaction_can_go_on(
+        storage: MakeStorage, calls: Calls, bad: Any) -> None:
+    one, peer = storage()
+    txn = TransactionMetaData()
+    one.tpc_begin(txn)
+    for store in (lambda: one.store(oid(1), z64, bad, '', txn),
+                  lambda: one.restore(oid(1), tid(3), bad or 5, '', None, txn),
+                  lambda: one.storeBlob(oid(1), z64, bad, 'no file', '', txn),
+                  lambda: one.restoreBlob(oid(1), tid(3), bad, 'no file', None, txn)):
+        with pytest.raises(TypeError, match='a record is bytes'):
+            store()
+    one.store(oid(1), z64, b'record', '', txn)
+    voting = calls.start(one.tpc_vote, txn)
+    assert peer.read('tpc_begin').name and peer.read('storea').args[2] == b'record'
+    peer.answer(peer.read('vote'), [])
+    voting()
+    one._supervisor.close()
+    one.tpc_abort(txn)
+
+
 def test_transactions_must_begin_once_and_before_anything_else(
         storage: MakeStorage, calls: Calls) -> None:
     one, peer = storage()

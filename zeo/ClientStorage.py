@@ -452,6 +452,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def store(self, oid: bytes, serial: bytes | None, data: bytes, version: str,
               transaction: Any) -> None:
         assert not version
+        _check_record(data)
         serial = serial or z64
         commit = self._committing(transaction, oid, serial)
         commit.channel.post_frame(store_notice(oid, serial, data, commit.id))
@@ -460,6 +461,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def restore(self, oid: bytes, serial: bytes, data: bytes | None, version: str,
                 prev_txn: bytes | None, transaction: Any) -> None:
         assert not version
+        if data is not None:
+            _check_record(data)
         commit = self._committing(transaction, oid, serial)
         commit.channel.post('restorea', (oid, serial, data, prev_txn, commit.id))
         commit.updates.change(oid)
@@ -641,6 +644,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                   version: str, transaction: Any) -> None:
         """Store an object whose data is in a file, which is taken away."""
         assert not version
+        _check_record(data)
         serial = oldserial or z64
         if isinstance(serial, str):  # as in ZODB's own tests of blobs
             serial = serial.encode('latin-1')
@@ -650,6 +654,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def restoreBlob(self, oid: bytes, serial: bytes, data: bytes, blobfilename: str,
                     prev_txn: bytes | None, transaction: Any) -> None:
         """The same for a revision of another storage."""
+        _check_record(data)
         self._send_blob('restoreBlob', oid, (oid, serial, data, prev_txn), blobfilename, transaction)
         self._committing(transaction).updates.change(oid)
 
@@ -712,6 +717,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             copy_transactions_and_blobs(other, self)
         else:
             copy_transactions(other, self, verbose)
+
+
+def _check_record(data: bytes) -> None:
+    if not isinstance(data, bytes):
+        raise TypeError(f'a record is bytes, not {type(data).__name__}')
 
 
 def _check_ids(*ids: bytes) -> None:

@@ -500,7 +500,7 @@ class Channel:
         if self.ended is None:
             if isinstance(reason, ProtocolError):
                 self._failure = ProtocolError  # trying again would end the same way
-            elif not isinstance(reason, (str, OSError, ClientStorageError, KeyboardInterrupt)):
+            elif isinstance(reason, Exception) and not isinstance(reason, (OSError, ClientStorageError)):
                 logger.error('The connection to %s is given up because of an error here',
                              self.address, exc_info=reason)
             self.ended = str(reason) or type(reason).__name__
