@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import count
 from time import monotonic
 from typing import Any
 
@@ -97,14 +98,58 @@ def test_several_waiters_of_one_failed_load_get_an_exception_each(line: Line, ca
     assert errors[0] is not errors[1]
 
 
-def test_a_message_that_cannot_be_decoded_ends_the_call_and_the_connection(
-        line: Line, calls: Calls) -> None:
+def test_a_message_that_cannot_be_decoded_ends_the_connection(line: Line, calls: Calls) -> None:
+    """Nobody knows whose it is: those who wait may try again."""
     result = calls.start(line.channel.call, 'ping')
     line.peer.read()
     line.peer.send(frame(b'cos\nsystem\n.'))
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ClientDisconnected, match='lost: .*system'):
         result()
     assert line.peer.at_end()
+
+
+def undecodable(message_id: bytes) -> tuple[bytes, ...]:
+    good, = reply(message_id, 5)
+    bad = good[4:].replace(b'K\x05', b'cdatetime\ndatetime\n')
+    return frame(bad)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize('before', [0, 254, 65534])
+def test_an_answer_that_cannot_be_decoded_is_an_error_of_that_call_alone(
+        line: Line, calls: Calls, before: int) -> None:
+    line.channel._ids = count(before)
+    result = calls.start(line.channel.call, 'undoLog')
+    message = line.peer.read('undoLog')
+    other = calls.start(line.channel.call, 'ping')
+    ping = line.peer.read('ping')
+    line.peer.send(undecodable(message.id))
+    with pytest.raises(ProtocolError, match='datetime'):
+        result()
+    line.peer.answer(ping, 'there')
+    assert other() == 'there'
+    assert line.channel.ended is None
+
+
+def test_an_answer_that_cannot_be_decoded_and_would_change_something_ends_the_connection(
+        line: Line, calls: Calls) -> None:
+    results = [calls.start(line.channel.call, 'tpc_finish', (1,), lambda key, tid: None),
+               calls.start(line.channel.load, oid(1), tid(5))]
+    messages = [line.peer.read(), line.peer.read()]
+    finish = next(each for each in messages if each.name == 'tpc_finish')
+    line.peer.send(undecodable(finish.id))
+    with pytest.raises(ProtocolError, match='datetime'):
+        results[0]()
+    with pytest.raises(ClientDisconnected, match='datetime'):  # which may be tried again
+        results[1]()
+    assert line.peer.at_end()
+
+
+def test_a_load_that_cannot_be_decoded_is_joined_by_nobody_any_more(line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.load, oid(1), tid(5))
+    line.peer.send(undecodable(line.peer.read('loadBefore').id))
+    with pytest.raises(ProtocolError):
+        result()
+    assert not line.channel._loads and line.channel.ended is not None
 
 
 @pytest.mark.parametrize('fault', [None, (), ('a', 'b', 'c')])

@@ -51,6 +51,7 @@ from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import REPLY
+from zeo.wire.messages import answered_by
 from zeo.wire.messages import decode_from_server
 from zeo.wire.messages import load_request
 from zeo.wire.messages import notice as encode_notice
@@ -132,7 +133,7 @@ class Channel:
 
     __slots__ = (
         'address', 'notices', 'ended', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn', '_parked',
-        '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded', '_failure',
+        '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded',
         '_pulsing', '_asked', '_silent', '__weakref__')
 
     def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
@@ -141,7 +142,6 @@ class Channel:
         self.notices = notices
         #: None, or why the connection is at its end; set before anybody is told
         self.ended: str | None = None
-        self._failure: type[Exception] = ClientDisconnected  # what callers get then
         self._sock = sock
         self._recv_into: Callable[[memoryview], int]
         self._outgoing: Outgoing
@@ -386,7 +386,7 @@ class Channel:
 
     def _dispatch(self, payload: bytes | bytearray) -> None:
         """Read one message and do all it changes."""
-        message_id, flag, name, args = decode_from_server(payload)
+        message_id, flag, name, args = self._decoded(payload)
         if name == REPLY:
             request = self._requests.pop(message_id, None)
             if request is None:
@@ -416,6 +416,27 @@ class Channel:
             notice = self.notices.get(name)
             if notice is not None:
                 notice(*args)
+
+    def _decoded(self, payload: bytes | bytearray) -> tuple[Any, Any, Any, Any]:
+        """A message.  If it cannot be decoded, the call that it answers fails with `ProtocolError`.
+
+        If that call would have changed something here, or there is none, it is raised, too: then nobody
+        knows what is missing.
+        """
+        try:
+            return decode_from_server(payload)
+        except ProtocolError as error:
+            message_id = answered_by(payload)
+            request = None if message_id is None else self._requests.pop(message_id, None)
+            if request is None:
+                raise
+            request.error = ProtocolError, (f'the answer of {self.address} is refused: {error}',)
+            if request.key is not None:
+                self._loads.pop(request.key, None)
+            self._answer(request)
+            if request.effect is not None:
+                raise
+            return 0, True, '', ()  # a notice that nobody is interested in
 
     def _answer(self, request: Request) -> None:
         request.done = True
@@ -498,9 +519,7 @@ class Channel:
     def end(self, reason: BaseException | str) -> None:
         """End the connection and answer everybody; by any thread, also a signal handler; never waits."""
         if self.ended is None:
-            if isinstance(reason, ProtocolError):
-                self._failure = ProtocolError  # trying again would end the same way
-            elif isinstance(reason, Exception) and not isinstance(reason, (OSError, ClientStorageError)):
+            if isinstance(reason, Exception) and not isinstance(reason, (OSError, ClientStorageError)):
                 logger.error('The connection to %s is given up because of an error here',
                              self.address, exc_info=reason)
             self.ended = str(reason) or type(reason).__name__
@@ -529,7 +548,7 @@ class Channel:
         self._loads.clear()
 
     def _error(self) -> Exception:
-        return self._failure(f'connection to {self.address} lost: {self.ended}')
+        return ClientDisconnected(f'connection to {self.address} lost: {self.ended}')
 
     def _close(self) -> None:
         self.end('closed')  # whoever began to end it need not have got further than the first line

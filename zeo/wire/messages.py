@@ -13,6 +13,7 @@ in the form in which it came, as a piece of pickle (`PickledId`), and puts that 
 
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from struct import Struct
 from struct import error as StructError
@@ -174,6 +175,17 @@ def request(message_id: int, name: str, args: Sequence[Any] = ()) -> Frame:
 def notice(name: str, args: Sequence[Any] = ()) -> Frame:
     """A one-way message.  Raises what `pickles.dumps` raises."""
     return frame(_START + _IS_NOTICE + _pickled_text(name) + _pickled_args(args) + _END)
+
+
+_BEGINS_REPLY = re.compile(
+    rb'\x80[\x02\x03]\((?:K(.)|M(..)|J(....))(?:K[\x00\x02]|[\x88\x89])'
+    rb'X\x06\x00\x00\x00\.reply', re.DOTALL).match
+
+
+def answered_by(payload: bytes | bytearray) -> int | None:
+    """Which request, with a number for its id, a message answers that cannot be decoded, if one can tell."""
+    begins = _BEGINS_REPLY(bytes(payload[:64]))
+    return begins and int.from_bytes(begins[begins.lastindex or 0], 'little')
 
 
 #: A server's sign of life, see `EXTENSIONS`.
