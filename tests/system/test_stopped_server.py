@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -49,6 +50,25 @@ def test_a_call_to_a_stopped_server_ends_and_the_next_server_is_used(
             calls.start(link.channel.call, call, (1,) if call == 'vote' else ())()
         storage.ping()
         assert storage._supervisor.wait().address == other.address
+    finally:
+        storage.close()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize('idle', [False, True])
+def test_a_stopped_server_is_found_out_in_the_stated_time(
+        start_server: Callable[..., Server], stopped: Callable[[Server], None], calls: Calls, idle: bool) -> None:
+    server = start_server()
+    storage = ClientStorage(server.address)
+    try:
+        stopped(server)
+        began = monotonic()
+        if idle:
+            until(lambda: not storage.is_connected(), 'the server is missed')
+        else:
+            with pytest.raises(ClientDisconnected):
+                calls.start(storage._supervisor.wait().channel.call, 'ping')()
+        assert monotonic() - began < 45
     finally:
         storage.close()
 
