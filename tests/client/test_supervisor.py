@@ -219,6 +219,40 @@ def test_the_next_server_is_tried_if_one_fails(
 # ---- losing it
 
 
+def test_a_server_that_does_not_answer_does_not_hold_up_the_next_for_long(
+        client: MakeClient, host: Host, second_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'FIRST_PATIENCE', 0.1)
+    one = client(host, second_host)
+    one.supervisor.start()
+    peer = host.accept()
+    peer.greet()
+    peer.read('register')
+    second_host.accept().welcome(tid(5))
+    assert one.supervisor.wait().address == second_host.address
+    assert peer.at_end()
+
+
+def test_servers_that_all_take_long_are_given_more_time(
+        client: MakeClient, host: Host, second_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float | None] = []
+    set_timeout = module.Channel.set_timeout
+
+    def noted(channel: Any, seconds: float | None, *args: Any) -> None:
+        given.append(seconds)
+        set_timeout(channel, None if seconds is None else 0.05, *args)
+
+    monkeypatch.setattr(module.Channel, 'set_timeout', noted)
+    one = client(host, second_host)
+    one.supervisor.start()
+    for _ in range(4):
+        for each in host, second_host:
+            peer = each.accept()
+            peer.greet()
+            peer.read('register')
+            assert peer.at_end()
+    assert [each for each in given if each != module.REPLY_PATIENCE][:6] == [5, 5, 10, 10, 20, 20]
+
+
 def test_a_lost_connection_is_made_again_and_verified(client: MakeClient, host: Host) -> None:
     one = client(host)
     peer = ready(one, host)

@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 #: Seconds that a server may take for each answer before the connection is ready.
 REPLY_PATIENCE = 30.0
 
+#: If there are others, a server may take so many for each answer to its registration; twice as many after each
+#: round in which none was found, up to `REPLY_PATIENCE`.
+FIRST_PATIENCE = 5.0
+
 #: A connection that was ready for so many seconds was a good one: the next attempt is made at once.
 GOOD_AFTER = 5.0
 
@@ -143,6 +147,7 @@ class Supervisor:
         self._changed = threading.Condition(threading.RLock())
         self._state = State.RESTING
         self._failure: Exception | None = None  # why the last attempt failed
+        self._failures = 0  # rounds since there was a good connection; the background thread's own
         self._told: set[str] = set()  # the reasons that were logged since there was a connection
         self._waiters = 0
         self._open: set[Channel] = set()  # all channels there are, to end them when closing
@@ -263,7 +268,6 @@ class Supervisor:
             return True
 
     def _run(self) -> None:
-        failures = 0
         try:
             while self._move(State.CONNECTING):
                 lasted = 0.0
@@ -274,11 +278,12 @@ class Supervisor:
                     lasted = monotonic() - began
                 except Exception as error:
                     self._note(error)
-                failures = 0 if lasted > GOOD_AFTER or self._better is not None else failures + 1
+                good = lasted > GOOD_AFTER or self._better is not None
+                self._failures = 0 if good else self._failures + 1
                 if not self._move(State.LOST):
                     break
-                if failures:
-                    self._pause(failures - 1)
+                if not good:
+                    self._pause(self._failures - 1)
         finally:
             seeker = self._seeker
             if seeker is not None:
@@ -336,6 +341,8 @@ class Supervisor:
         try:
             if closed:
                 raise ClientDisconnected('the storage is closed')
+            if len(self.addresses) > 1:
+                channel.set_timeout(min(FIRST_PATIENCE * 2 ** min(self._failures, 10), REPLY_PATIENCE))
             link.read_only = self._read_only
             try:
                 tid = channel.call('register', (self._storage, self._read_only))
@@ -386,6 +393,7 @@ class Supervisor:
         try:
             if not self._move(State.VERIFYING):
                 raise ClientDisconnected('the storage is closed')
+            channel.set_timeout(REPLY_PATIENCE)
             channel.call('get_info', (), judge)
             if verdict is Verdict.CATCH_UP:
                 channel.call('getInvalidations', (upkeep.cache.last_tid,), settle)
