@@ -185,13 +185,13 @@ class Served:
             'supports_record_iternext': hasattr(storage, 'record_iternext'),
             'interfaces': tuple(
                 (each.__module__, each.__name__) for each in providedBy(storage).__iro__),
-            messages.EXTENSIONS: (*self.extensions, *blobs.extensions(storage)),
+            messages.EXTENSIONS: (*self.extensions, 'pulse', *blobs.extensions(storage)),
         }
 
     @property
     def extensions(self) -> tuple[str, ...]:
         """What this server can do beyond the protocol for clients that ask for it."""
-        return ('verify', 'figures', 'pulse', *(['settle'] if self._can_choose else []))
+        return ('verify', 'figures', *(['settle'] if self._can_choose else []))
 
     def sizes(self) -> dict[str, int]:
         """What ``info`` notices tell."""
