@@ -30,7 +30,7 @@ class Pulse:
             try:
                 self._beat()
             except Exception:  # the next may go better; without any, clients would leave
-                logger.exception('Clients could not be given a sign of life')
+                logger.exception('%s: clients could not be given a sign of life', threading.current_thread().name)
 
     def close(self) -> None:
         """End the thread."""
