@@ -141,6 +141,23 @@ def test_one_can_begin_without_a_server_and_read_what_is_cached(tmp_path: Path) 
     storage.close()
 
 
+@pytest.mark.parametrize('by_environment', [False, True])
+def test_a_second_client_of_the_same_name_gets_a_temporary_cache(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, by_environment: bool) -> None:
+    options: Any = {'wait': False, 'var': tmp_path, 'client': 'worker'}
+    if by_environment:
+        monkeypatch.setenv('ZEO_CLIENT', options.pop('client'))
+    one = ClientStorage(str(tmp_path / 'nobody'), **options)
+    other = ClientStorage(str(tmp_path / 'nobody'), **options)
+    try:
+        assert one._cache.path == str(tmp_path / 'worker@1.zec')
+        assert other._cache.path is None
+        assert 'another client has it open; this client uses a temporary cache' in caplog.text
+    finally:
+        one.close()
+        other.close()
+
+
 def test_a_cache_newer_than_the_server_is_refused_unless_told_to_start_over(
         tmp_path: Path, host: Host, calls: Calls) -> None:
     path = str(tmp_path / 'cache.zec')
@@ -425,6 +442,27 @@ def test_resolving_conflicts_is_given_up_after_nine_rounds(
     with pytest.raises(ConflictError):
         voting()
     one._supervisor.close()
+
+
+@pytest.mark.parametrize('bad', ['text', None, bytearray(b'record'), 5])
+def test_what_is_no_record_is_refused_and_the_transaction_can_go_on(
+        storage: MakeStorage, calls: Calls, bad: Any) -> None:
+    one, peer = storage()
+    txn = TransactionMetaData()
+    one.tpc_begin(txn)
+    for store in (lambda: one.store(oid(1), z64, bad, '', txn),
+                  lambda: one.restore(oid(1), tid(3), bad or 5, '', None, txn),
+                  lambda: one.storeBlob(oid(1), z64, bad, 'no file', '', txn),
+                  lambda: one.restoreBlob(oid(1), tid(3), bad, 'no file', None, txn)):
+        with pytest.raises(TypeError, match='a record is bytes'):
+            store()
+    one.store(oid(1), z64, b'record', '', txn)
+    voting = calls.start(one.tpc_vote, txn)
+    assert peer.read('tpc_begin').name and peer.read('storea').args[2] == b'record'
+    peer.answer(peer.read('vote'), [])
+    voting()
+    one._supervisor.close()
+    one.tpc_abort(txn)
 
 
 def test_transactions_must_begin_once_and_before_anything_else(

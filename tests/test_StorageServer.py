@@ -26,6 +26,7 @@ from tests.server.talk import oid
 from tests.system.certificates import Certificates
 from tests.system.servers import until
 from zeo import StorageServer as module
+from zeo.server import pulse
 from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import Limits
 from zeo.StorageServer import StorageServer
@@ -479,6 +480,28 @@ def test_a_connection_that_gets_no_thread_is_closed_and_the_next_is_served(
 
 
 # ---- the end
+
+
+def test_clients_that_want_it_hear_that_the_server_lives_whatever_keeps_it_busy(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, 'PULSE_INTERVAL', 0.02)
+    server = start()
+    storage: Any = server.storages['1'].storage
+    gate = storage.gates['loading']
+    gate.shut()
+    one, other = connect(server), connect(server)
+    one.tell('pulse')
+    load = one.ask('loadBefore', oid(1), z64)
+    gate.wait_until_reached()
+
+    def beats(peer: SocketPeer) -> int:
+        return sum(name == 'pulse' for _, _, name, _ in peer.told)
+
+    until(lambda: beats(one) > 3, 'there are signs of life')
+    assert not beats(other)
+    gate.open()
+    with pytest.raises(KeyError):
+        one.answer(load)
 
 
 def test_close_ends_everything(start: Start, connect: Connect, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 The supervisor's condition, the blob cache's mutex and that of TLS (`zeo.wire.tls`) are leaves, too, and not held over any call or send.
 """
 
+import contextlib
 import logging
 import os
 import random
@@ -58,6 +59,7 @@ from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.iteration import Dropped
 from zeo.client.iteration import Transactions
+from zeo.client.options import check_options
 from zeo.client.supervisor import Link
 from zeo.client.supervisor import State
 from zeo.client.supervisor import Supervisor
@@ -169,6 +171,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                  shared_blob_dir: bool = False, blob_cache_size: int | None = None,
                  blob_cache_size_check: int = 10, ssl: Any = None,
                  ssl_server_hostname: str | None = None) -> None:
+        check_options(locals())
         if read_only and read_only_fallback:
             raise ValueError('read_only and read_only_fallback exclude each other')
         if shared_blob_dir and blob_dir is None:
@@ -184,7 +187,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self.fshelper: FilesystemHelper | None = None  # tells where files of blobs are
         if blob_dir is not None:
             self._blobs = open_blobs(
-                os.fspath(blob_dir), shared_blob_dir, blob_cache_size, blob_cache_size_check)
+                os.fsdecode(blob_dir), shared_blob_dir, blob_cache_size, blob_cache_size_check)
             self.fshelper = self._blobs.helper
         self.__name__ = name or ', '.join(map(display, addresses))
         self._storage = storage
@@ -202,11 +205,17 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._server_address: str | None = None
         self._last_link_read_only = False
         self._database: Any = None
-        if not isinstance(cache, Cache):
-            path = cache_path(storage, client, var) if cache is None else os.fspath(cache)
-            cache = open_cache(path, cache_size, storage, strict=path is not None and client is None)
-        cache.allow_servers(map(display, addresses))
-        self._set_up(cache, addresses)
+        with contextlib.ExitStack() as unless_done:
+            if self._blobs is not None:
+                unless_done.callback(self._blobs.close)
+            if cache is None:
+                cache = open_cache(cache_path(storage, client, var), cache_size, storage)
+            elif not isinstance(cache, Cache):
+                cache = open_cache(os.fsdecode(cache), cache_size, storage, strict=True)
+            unless_done.callback(cache.close)
+            cache.allow_servers(map(display, addresses))
+            self._set_up(cache, addresses)
+            unless_done.pop_all()
         _storages.add(self)
         if wait if wait_for_server_on_startup is None else wait_for_server_on_startup:
             try:
@@ -443,6 +452,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def store(self, oid: bytes, serial: bytes | None, data: bytes, version: str,
               transaction: Any) -> None:
         assert not version
+        _check_record(data)
         serial = serial or z64
         commit = self._committing(transaction, oid, serial)
         commit.channel.post_frame(store_notice(oid, serial, data, commit.id))
@@ -451,6 +461,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def restore(self, oid: bytes, serial: bytes, data: bytes | None, version: str,
                 prev_txn: bytes | None, transaction: Any) -> None:
         assert not version
+        if data is not None:
+            _check_record(data)
         commit = self._committing(transaction, oid, serial)
         commit.channel.post('restorea', (oid, serial, data, prev_txn, commit.id))
         commit.updates.change(oid)
@@ -632,6 +644,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                   version: str, transaction: Any) -> None:
         """Store an object whose data is in a file, which is taken away."""
         assert not version
+        _check_record(data)
         serial = oldserial or z64
         if isinstance(serial, str):  # as in ZODB's own tests of blobs
             serial = serial.encode('latin-1')
@@ -641,6 +654,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def restoreBlob(self, oid: bytes, serial: bytes, data: bytes, blobfilename: str,
                     prev_txn: bytes | None, transaction: Any) -> None:
         """The same for a revision of another storage."""
+        _check_record(data)
         self._send_blob('restoreBlob', oid, (oid, serial, data, prev_txn), blobfilename, transaction)
         self._committing(transaction).updates.change(oid)
 
@@ -703,6 +717,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             copy_transactions_and_blobs(other, self)
         else:
             copy_transactions(other, self, verbose)
+
+
+def _check_record(data: bytes) -> None:
+    if not isinstance(data, bytes):
+        raise TypeError(f'a record is bytes, not {type(data).__name__}')
 
 
 def _check_ids(*ids: bytes) -> None:

@@ -6,6 +6,7 @@ Threads of a server process, each named for what it does:
 - ``zeo client ADDRESS``: one for each connection, reads from the socket and runs the session: it is in
   recv, in the storage, or sending to its own client; TLS is agreed on here, too;
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
+- ``zeo pulse``: one, tells clients that the server lives (`zeo.server.pulse`);
 - ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
 - ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
 - ``zeo pack STORAGE`` and the like: one for each request that may take long, while it lasts;
@@ -55,6 +56,7 @@ from zeo.server.limits import Full
 from zeo.server.limits import Limits
 from zeo.server.limits import files_for_connections
 from zeo.server.outbox import Outbox
+from zeo.server.pulse import Pulse
 from zeo.server.roles import Roles
 from zeo.server.seldom import Seldom
 from zeo.server.seldom import SeldomEach
@@ -135,6 +137,7 @@ class StorageServer:
         self.session: type[Session] = MeasuredSession if measure else Session
         self._listeners: list[_Listener] = []
         self._writer = Writer()
+        self._pulse = Pulse(self._give_sign_of_life)
         self.limits = limits
         self.roles = roles
         # For connections that end before they have registered: a port scan must not fill the log.
@@ -183,6 +186,7 @@ class StorageServer:
                     listeners.append(_Listener(self, sock, file_is_ours=sock is not address))
                     unless_done.callback(listeners[-1].server_close)
             self._writer.start()
+            self._pulse.start()
             for served in set(self._served.values()):
                 served.start()
             for listener in listeners:
@@ -243,6 +247,14 @@ class StorageServer:
         with self._mutex:
             return list(self._connections)
 
+    def _give_sign_of_life(self) -> None:
+        """To those who want that and would hear nothing else now."""
+        for connection in self.connections:
+            outbox = connection.session.outbox
+            if connection.session.wants_pulse and not outbox.backlog:
+                outbox.append(messages.PULSE)
+                connection.line.push()
+
     # ---- the end ------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -271,6 +283,7 @@ class StorageServer:
                     connection.line.hang_up()
             for thread in threads.values():
                 thread.join()  # it is in the storage, and may be finishing a transaction
+            self._pulse.close()
             self._writer.close()
         finally:
             for served in set(self._served.values()):

@@ -61,4 +61,8 @@ class TlsError(ConnectionError):
 
 
 class ProtocolError(ClientStorageError):
-    """The peer sent something that the protocol does not allow; the connection is of no more use."""
+    """The peer sent something that the protocol does not allow, in answer to this very call.
+
+    To try again would end the same way.  Other calls that were waiting get `ClientDisconnected`, if the connection
+    is of no more use.
+    """

@@ -362,12 +362,12 @@ def test_suspects_are_served_once_they_are_confirmed(cache: Cache) -> None:
     cache.store(C, T1, T2, b'history')
     cache.suspect_all()
     assert cache.load(A) is None and cache.loadBefore(A, T2) is None
-    assert cache.loadBefore(C, T2) == (b'history', T1, T2)
+    assert cache.loadBefore(C, T2) is None
     assert sorted(cache.suspects()) == [(A, T1), (B, T1)]
     cache.confirm(T3, [A])
     assert cache.load(A) == (b'one', T1)
     assert list(cache.suspects()) == [(B, T1)]
-    assert len(cache) == 3
+    assert len(cache) == 2
 
 
 def test_a_suspect_is_served_when_it_is_loaded_anew(cache: Cache) -> None:
@@ -402,6 +402,21 @@ def test_suspects_are_still_suspect_after_a_restart(opened: Callable[..., Cache]
     cache.close()
     cache = opened(path)
     assert knowledge(cache) == (T3, [(B, T1, None)], [(A, T1)])
+
+
+def test_history_that_is_in_doubt_does_not_come_back(
+        opened: Callable[..., Cache], path: str, tmp_path: Path) -> None:
+    cache = opened(path)
+    cache.store(A, T1, T2, b'one')
+    cache.suspect_all()
+    cache.set_last_tid(T3)
+    assert cache.loadBefore(A, T2) is None
+    cache.flush()
+    killed = copied(cache, tmp_path / 'killed.zec')
+    assert killed.loadBefore(A, T2) is None
+    killed.close()
+    cache.close()
+    assert opened(path).loadBefore(A, T2) is None
 
 
 # Size

@@ -369,6 +369,7 @@ def judge(path: Path, truth: Truth, last_tids: list[bytes], use: bool = True, si
         cache.drop(truth.changed_since(cache.last_tid))
         cache.set_last_tid(truth.last_tid)
         truth.check(cache)
+        cache.flush()  # which may have to make room
         known = knowledge(cache)
     finally:
         cache.close()

@@ -71,6 +71,15 @@ def test_suspects_are_not_current_until_confirmed() -> None:
     assert known.find(A, 10) == (Kind.CURRENT, OPEN, 1)
 
 
+def test_history_is_forgotten_when_the_past_is_in_doubt() -> None:
+    known = index((10, OPEN, 1))
+    known.invalidate(20, [A])
+    assert known.before(A, 15) is not None
+    assert known.suspect_all()
+    assert known.before(A, 15) is None
+    assert not known.suspect_all()
+
+
 def test_a_suspect_that_is_invalidated_does_not_become_history() -> None:
     known = index((10, OPEN, 1))
     known.suspect_all()
@@ -93,11 +102,11 @@ def test_suspects_of_two_absences_add_up() -> None:
     assert not known.current.starts
 
 
-def test_a_gap_leaves_only_history() -> None:
+def test_a_gap_leaves_nothing_of_what_was_before() -> None:
     known = index((10, 20, 1), (30, OPEN, 2))
     known.put(Kind.SUSPECT, B, 10, OPEN, 3)
-    known.forget_unended()
-    assert list(known.ended()) == [(A, 10, 20)] and len(known) == 1
+    known.forget_all()
+    assert not list(known.ended()) and len(known) == 0
 
 
 def test_dropping_leaves_history() -> None:

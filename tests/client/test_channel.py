@@ -4,6 +4,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import count
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -24,6 +26,8 @@ from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.wire.framing import frame
 from zeo.wire.messages import HEARTBEAT
+from zeo.wire.messages import PULSE
+from zeo.wire.messages import decode_from_client
 from zeo.wire.messages import invalidation_notice
 from zeo.wire.messages import load_reply
 from zeo.wire.messages import notice
@@ -94,14 +98,58 @@ def test_several_waiters_of_one_failed_load_get_an_exception_each(line: Line, ca
     assert errors[0] is not errors[1]
 
 
-def test_a_message_that_cannot_be_decoded_ends_the_call_and_the_connection(
-        line: Line, calls: Calls) -> None:
+def test_a_message_that_cannot_be_decoded_ends_the_connection(line: Line, calls: Calls) -> None:
+    """Nobody knows whose it is: those who wait may try again."""
     result = calls.start(line.channel.call, 'ping')
     line.peer.read()
     line.peer.send(frame(b'cos\nsystem\n.'))
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ClientDisconnected, match='lost: .*system'):
         result()
     assert line.peer.at_end()
+
+
+def undecodable(message_id: bytes) -> tuple[bytes, ...]:
+    good, = reply(message_id, 5)
+    bad = good[4:].replace(b'K\x05', b'cdatetime\ndatetime\n')
+    return frame(bad)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize('before', [0, 254, 65534])
+def test_an_answer_that_cannot_be_decoded_is_an_error_of_that_call_alone(
+        line: Line, calls: Calls, before: int) -> None:
+    line.channel._ids = count(before)
+    result = calls.start(line.channel.call, 'undoLog')
+    message = line.peer.read('undoLog')
+    other = calls.start(line.channel.call, 'ping')
+    ping = line.peer.read('ping')
+    line.peer.send(undecodable(message.id))
+    with pytest.raises(ProtocolError, match='datetime'):
+        result()
+    line.peer.answer(ping, 'there')
+    assert other() == 'there'
+    assert line.channel.ended is None
+
+
+def test_an_answer_that_cannot_be_decoded_and_would_change_something_ends_the_connection(
+        line: Line, calls: Calls) -> None:
+    results = [calls.start(line.channel.call, 'tpc_finish', (1,), lambda key, tid: None),
+               calls.start(line.channel.load, oid(1), tid(5))]
+    messages = [line.peer.read(), line.peer.read()]
+    finish = next(each for each in messages if each.name == 'tpc_finish')
+    line.peer.send(undecodable(finish.id))
+    with pytest.raises(ProtocolError, match='datetime'):
+        results[0]()
+    with pytest.raises(ClientDisconnected, match='datetime'):  # which may be tried again
+        results[1]()
+    assert line.peer.at_end()
+
+
+def test_a_load_that_cannot_be_decoded_is_joined_by_nobody_any_more(line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.load, oid(1), tid(5))
+    line.peer.send(undecodable(line.peer.read('loadBefore').id))
+    with pytest.raises(ProtocolError):
+        result()
+    assert not line.channel._loads and line.channel.ended is not None
 
 
 @pytest.mark.parametrize('fault', [None, (), ('a', 'b', 'c')])
@@ -290,7 +338,7 @@ def test_a_sleeper_interrupted_when_it_is_given_the_turn_passes_it_on(
 
 
 def test_a_leader_that_is_interrupted_ends_the_connection_and_everybody_hears_of_it(
-        line: Line, calls: Calls, interruption: Any) -> None:
+        line: Line, calls: Calls, interruption: Any, caplog: pytest.LogCaptureFixture) -> None:
     others: list[Any] = []
 
     def interrupt() -> None:
@@ -306,6 +354,7 @@ def test_a_leader_that_is_interrupted_ends_the_connection_and_everybody_hears_of
     helper()
     with pytest.raises(ClientDisconnected):
         others[0]()
+    assert not caplog.records  # a handler that calls sys.exit, as web servers have, is no error of ours
 
 
 def test_a_call_from_within_an_effect_raises_at_once(line: Line, calls: Calls) -> None:
@@ -662,4 +711,73 @@ def test_the_watcher_gives_a_sign_of_life_when_nothing_happens(
     line.channel.set_timeout(None)
     line.watch()
     for _ in range(3):
-        assert frame(line.peer.payload()) == HEARTBEAT  # type: ignore[arg-type]
+        while frame(payload := line.peer.payload()) != HEARTBEAT:  # type: ignore[arg-type]
+            line.peer.send(reply(decode_from_client(payload)[0], None))  # it was a ping
+
+
+# ---- a server that says nothing
+
+
+@pytest.mark.parametrize('idle', [False, True])
+def test_a_server_without_its_signs_of_life_is_taken_for_dead(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch, idle: bool) -> None:
+    monkeypatch.setattr(module, 'SILENCE', 0.1)
+    line.channel.set_timeout(None, pulsing=True)
+    if idle:
+        line.watch()
+        until(lambda: line.channel.ended is not None, 'the end is noticed')
+    else:
+        with pytest.raises(ClientDisconnected, match='no sign of life for 0.1 seconds'):
+            calls.start(line.channel.call, 'ping')()
+    assert 'no sign of life' in str(line.channel.ended)
+
+
+def test_a_call_may_take_long_while_there_are_signs_of_life(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'SILENCE', 2.0)
+    line.channel.set_timeout(None, pulsing=True)
+    result = calls.start(line.channel.call, 'vote')
+    message = line.peer.read('vote')
+    began = monotonic()
+
+    def beat() -> bool:
+        line.peer.send(PULSE)
+        return monotonic() > began + 2.5
+
+    until(beat, 'more time has passed than one silence may take')
+    line.peer.answer(message, [])
+    assert result() == []
+
+
+def test_a_sender_is_not_stuck_for_ever_with_a_server_without_its_signs_of_life(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'SILENCE', 0.1)
+    line.channel.set_timeout(None, pulsing=True)
+    line.watch()
+    with pytest.raises(ClientDisconnected, match='no sign of life'):
+        calls.start(line.channel.call, 'large', (bytes(10_000_000),))()
+
+
+def test_a_server_that_gives_no_signs_of_life_is_asked_for_some(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'HEARTBEAT_INTERVAL', 0.05)
+    line.channel.set_timeout(None)
+    result = calls.start(line.channel.call, 'vote')
+    vote = line.peer.read('vote')
+    for _ in range(2 * module.PATIENCE):
+        line.peer.answer(line.peer.read('ping'), None)
+    last = line.peer.read('ping')
+    assert line.channel.ended is None
+    with pytest.raises(ClientDisconnected, match='has not answered for 0.25 seconds'):
+        result()
+    assert line.peer.at_end()
+    assert vote.id != last.id
+
+
+def test_a_server_that_neither_reads_nor_gives_signs_of_life_is_given_up(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'HEARTBEAT_INTERVAL', 0.02)
+    line.channel.set_timeout(None)
+    line.watch()
+    with pytest.raises(ClientDisconnected, match='has read nothing for too long'):
+        calls.start(line.channel.call, 'large', (bytes(10_000_000),))()

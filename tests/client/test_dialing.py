@@ -35,6 +35,10 @@ from zeo.wire.tls import Tls
     ([('a', 1), '/b', 3], [('a', 1), '/b', ('localhost', 3)]),
     ((('a', 1), ('b', 2)), [('a', 1), ('b', 2)]),
     (('/a', '/b'), ['/a', '/b']),
+    (Path('/a'), ['/a']),
+    ([Path('/a'), ('b', 1)], ['/a', ('b', 1)]),
+    (('::1', 8100), [('::1', 8100)]),
+    (('[::1]', 8100), [('::1', 8100)]),
 ])
 def test_addresses_are_understood(given: Any, parsed: Any) -> None:
     assert parse_addresses(given) == parsed
@@ -42,7 +46,7 @@ def test_addresses_are_understood(given: Any, parsed: Any) -> None:
 
 @pytest.mark.parametrize('given', [
     None, '', [], (), 0, 65536, -1, True, ('a', 0), ('a', 'b', ''), ('a', '8100'), 'a:8100', ':8100', '8100', (1, 'a', None), {},
-    b'/path', ('a', 1.5), [('a', 1), None], ('a', True), '/a\0b'])
+    b'/path', Path(':1'), ('a', 1.5), [('a', 1), None], ('a', True), '/a\0b'])
 def test_what_is_no_address_is_a_clear_error(given: Any) -> None:
     with pytest.raises(ValueError, match='not the address of a server'):
         parse_addresses(given)

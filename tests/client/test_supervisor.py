@@ -1,9 +1,11 @@
 """A verified connection: made, kept, lost, made again, and closed from any state."""
 
 import itertools
+import math
 import random
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -217,6 +219,40 @@ def test_the_next_server_is_tried_if_one_fails(
 # ---- losing it
 
 
+def test_a_server_that_does_not_answer_does_not_hold_up_the_next_for_long(
+        client: MakeClient, host: Host, second_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'FIRST_PATIENCE', 0.1)
+    one = client(host, second_host)
+    one.supervisor.start()
+    peer = host.accept()
+    peer.greet()
+    peer.read('register')
+    second_host.accept().welcome(tid(5))
+    assert one.supervisor.wait().address == second_host.address
+    assert peer.at_end()
+
+
+def test_servers_that_all_take_long_are_given_more_time(
+        client: MakeClient, host: Host, second_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float | None] = []
+    set_timeout = module.Channel.set_timeout
+
+    def noted(channel: Any, seconds: float | None, *args: Any) -> None:
+        given.append(seconds)
+        set_timeout(channel, None if seconds is None else 0.05, *args)
+
+    monkeypatch.setattr(module.Channel, 'set_timeout', noted)
+    one = client(host, second_host)
+    one.supervisor.start()
+    for _ in range(4):
+        for each in host, second_host:
+            peer = each.accept()
+            peer.greet()
+            peer.read('register')
+            assert peer.at_end()
+    assert [each for each in given if each != module.REPLY_PATIENCE][:6] == [5, 5, 10, 10, 20, 20]
+
+
 def test_a_lost_connection_is_made_again_and_verified(client: MakeClient, host: Host) -> None:
     one = client(host)
     peer = ready(one, host)
@@ -249,6 +285,56 @@ def test_callers_do_not_wait_longer_than_agreed_and_hear_why(
     peer.refuse(peer.read('register'), ValueError('unknown storage: 1'))
     with pytest.raises(ClientStorageError, match='unknown storage'):
         waiting()
+
+
+@pytest.mark.parametrize('seconds', [1e10, math.inf])
+def test_callers_may_wait_as_long_as_they_like(
+        client: MakeClient, host: Host, calls: Calls, seconds: float) -> None:
+    one = client(host, wait_timeout=seconds)
+    link = calls.start(one.supervisor.wait)
+    host.accept().welcome(tid(5))
+    assert link() is one.connected[0]
+
+
+def test_pauses_may_be_as_long_as_anybody_likes(client: MakeClient, tmp_path: Any) -> None:
+    one = client(str(tmp_path / 'nobody'), min_poll=1e100, max_poll=1e300)
+    one.supervisor.start()
+    until(lambda: one.supervisor.state is State.LOST, 'the first attempt has failed')
+    assert one.supervisor._thread is not None and one.supervisor._thread.is_alive()
+
+
+def test_each_caller_gets_an_error_of_its_own(client: MakeClient, host: Host, calls: Calls) -> None:
+    """One that is raised again and again would keep the frames of all who ever got it."""
+    one = client(host)
+    one.known(tid(9))
+    one.supervisor.start()
+    host.accept().welcome(tid(5))
+    until(lambda: one.supervisor._failure is not None, 'the server is refused')
+    failures = []
+    for _ in range(3):
+        with pytest.raises(CacheIsNewer) as caught:
+            one.supervisor.wait(0)
+        failures.append(caught.value)
+        assert (caught.value.cache_tid, caught.value.server_tid) == (tid(9), tid(5))
+        assert len(list(traceback.walk_tb(caught.value.__traceback__))) < 5
+    assert len(set(map(id, failures))) == 3 and len(set(map(str, failures))) == 1
+    assert one.supervisor._failure.__traceback__ is None  # it would keep the frames of the attempt
+
+
+def test_a_server_that_gives_signs_of_life_is_asked_for_them(client: MakeClient, host: Host) -> None:
+    one = client(host)
+    peer = ready(one, host, zeo=('verify', 'pulse'))
+    assert peer.read('pulse').oneway
+    assert one.connected[0].channel._pulsing
+
+
+def test_others_are_not(client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host)
+    peer = ready(one, host)
+    result = calls.start(one.connected[0].channel.call, 'ping')
+    peer.answer(peer.read('ping'), None)
+    result()
+    assert not one.connected[0].channel._pulsing
 
 
 def test_a_server_that_hangs_up_is_asked_less_and_less_often(
@@ -587,6 +673,18 @@ def test_each_reason_why_there_is_no_connection_is_logged_once(
     until(lambda: len(tried) > 6, 'it has tried often')
     assert [each.getMessage().rsplit(' ', 1)[1] for each in caplog.records
             if each.levelname == 'WARNING'] == ['one', 'two']
+
+
+def test_an_error_of_our_own_is_logged_with_its_traceback(
+        client: MakeClient, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    def connected(_: Link) -> None:
+        raise RuntimeError('a mistake')
+
+    one = client(host, connected=connected)
+    one.supervisor.start()
+    host.accept().welcome(tid(5))
+    until(lambda: 'No connection to storage 1: a mistake' in caplog.text, 'it is logged')
+    assert 'Traceback' in caplog.text and 'raise RuntimeError' in caplog.text
 
 
 def test_reasons_that_are_always_new_do_not_fill_the_log_nor_the_memory(

@@ -1,5 +1,7 @@
 """The verdict on a cache, by a table."""
 
+import pickle
+
 import pytest
 from ZODB.utils import z64
 
@@ -32,3 +34,8 @@ def test_the_refusal_names_both_tids_and_what_to_do() -> None:
     assert '0000000000001234' in text or '0x1234' in text
     assert '0000000000000099' in text or '0x99' in text
     assert 'start_over' in text
+
+
+def test_the_refusal_may_go_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(CacheIsNewer(tid(5), tid(3))))
+    assert (error.cache_tid, error.server_tid, str(error)) == (tid(5), tid(3), str(CacheIsNewer(tid(5), tid(3))))

@@ -180,3 +180,43 @@ def test_a_cache_file_of_another_server_is_not_believed(
     assert storage.load(oid) == (b'quite another', tid)
     storage.close()
     writer.close()
+
+
+@pytest.mark.parametrize('options', [{}, {'invalidation_age': 1000, 'invalidation_queue_size': 1}])
+def test_what_was_cached_of_a_future_that_was_given_up_is_not_served(
+        start_server: Start, tmp_path: Path, options: dict[str, Any]) -> None:
+    """The database is restored from a backup, and goes on: its last transaction is later than any cached one."""
+    server = start_server(**options)
+    path = str(tmp_path / 'c.zec')
+    storage = ClientStorage(server.address, cache=path)
+    oids = fill(storage, 10)
+    serial = storage.lastTransaction()
+    server.stop()
+    data = Path(server.folder, 'Data.fs')
+    backup = data.read_bytes()
+    server.start()
+    until(storage.is_connected, 'it is back')
+    given_up = store(storage, oids[1], serial, b'given up')
+    again = store(storage, oids[1], given_up, b'given up as well')
+    assert storage.loadBefore(oids[1], again) == (b'given up', given_up, again)
+    storage.close()
+
+    server.stop()
+    data.write_bytes(backup)
+    for other in data.parent.glob('Data.fs.*'):
+        other.unlink()
+    server.start()
+    writer = ClientStorage(server.address)
+    last = store(writer, oids[2], serial, b'the new future')
+    assert last > again
+
+    storage = ClientStorage(server.address, cache=path)
+    assert storage.load(oids[1]) == (b'first of ' + oids[1], serial)
+    assert storage.load(oids[2]) == (b'the new future', last)
+    assert storage.loadBefore(oids[1], again) == (b'first of ' + oids[1], serial, None)
+    settled(storage)
+    before = writer.server_status()['loads']
+    assert storage.load(oids[3]) == (b'first of ' + oids[3], serial)  # what is proven is kept
+    assert writer.server_status()['loads'] == before
+    storage.close()
+    writer.close()

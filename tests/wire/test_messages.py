@@ -1,5 +1,7 @@
 """Messages: what ZEO writes is read, what zeo writes ZEO reads, and the short cuts change nothing."""
 
+import datetime
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -459,3 +461,23 @@ def test_every_method_of_the_protocol_has_its_number_of_arguments() -> None:
 def test_all_methods_that_zeo_clients_call_are_in_the_table() -> None:
     from ZEO.StorageServer import registered_methods
     assert set(registered_methods) - set(messages.METHODS) <= {'new_oid', 'undo', 'get_size_info', 'getExtensionMethods'}
+
+
+@pytest.mark.parametrize('flag', [0, 2, False, True])
+@pytest.mark.parametrize('number', [0, 1, 255, 256, 65535, 65536, 2**31 - 1])
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_whose_answer_it_is_can_be_told_of_an_answer_that_cannot_be_decoded(
+        number: int, flag: object, protocol: int) -> None:
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, protocol)
+    pickler.fast = True
+    pickler.dump((number, flag, '.reply', datetime.date(2026, 1, 1)))
+    assert messages.answered_by(file.getvalue()) == (number if protocol < 4 else None)
+    assert messages.answered_by(file.getvalue().replace(b'.reply', b'_reply')) is None
+    with pytest.raises(ProtocolError):
+        messages.decode_from_server(file.getvalue())
+
+
+@pytest.mark.parametrize('payload', [b'', b'\x80\x03(K', b'\x80\x03(K\x05', b'cos\nsystem\n.'])
+def test_of_other_rubbish_it_cannot(payload: bytes) -> None:
+    assert messages.answered_by(payload) is None

@@ -77,6 +77,7 @@ def cache_path(storage: str, client: str | None = None, var: str | None = None) 
     if var is None:
         home = os.environ.get('INSTANCE_HOME')
         var = os.path.join(home, 'var') if home else os.getcwd()
+    var = os.fsdecode(var)
     return os.path.join(var, f"{quote(client, safe='')}@{quote(storage, safe='')}.zec")
 
 
@@ -361,7 +362,11 @@ class Cache:
 
     @_change
     def suspect_all(self) -> None:
-        """Serve no current revision until it is confirmed, or stored again.  Historic ones stay valid."""
+        """Serve no current revision until it is confirmed, or stored again.  Historic ones are forgotten.
+
+        They would be right if the client was only away for long, and may be wrong if the database was
+        restored from a backup meanwhile and went on from there: then it has another past.
+        """
         self._ledger.suspect_all()
 
     def confirm(self, tid: bytes, oids: Iterable[bytes]) -> None:

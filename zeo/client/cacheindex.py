@@ -6,7 +6,7 @@ one.  The index keeps three kinds of them:
 - *current*: no end yet, as of the cache's last tid.
 - *suspect*: was current when the client left, and may have ended since.  Serves nobody until the
   server confirms it or somebody loads it anew.
-- *historic*: with a known end; true for ever.
+- *historic*: with a known end; true for ever, unless the past itself is in doubt.
 
 What is learned never takes the place of something newer.  Everything here is the same whether it
 is told by a server or read back from the cache's file, so a replayed file gives the same index.
@@ -185,14 +185,15 @@ class Index:
         return changed
 
     def suspect_all(self) -> bool:
-        """Let no current revision be served until it is confirmed."""
+        """Let no current revision be served until it is confirmed; forget history, of which nobody can be asked."""
+        historic, self.historic = self.historic, QOBTree()
         current, self.current = self.current, Table()
         if self.suspect.starts:
             self.suspect.starts.update(current.starts)
             self.suspect.places.update(current.places)
         else:
             self.suspect = current
-        return bool(current.starts)
+        return bool(current.starts or historic)
 
     def confirm(self, tid: int, oids: Iterable[int]) -> list[int]:
         """The suspects of `oids` are current as of `tid`."""
@@ -221,10 +222,11 @@ class Index:
                 else:
                     del self.historic[oid]
 
-    def forget_unended(self) -> None:
-        """Forget all but history: the ends of the others may have been lost."""
+    def forget_all(self) -> None:
+        """Forget everything: what ended it, or put it in doubt, may have been lost."""
         self.current = Table()
         self.suspect = Table()
+        self.historic = QOBTree()
 
     # In one piece
 

@@ -253,7 +253,7 @@ class Ledger:
         last, damaged = 0, []
         for gap, last, records, image in log.replay():
             if gap:     # what is lost may have ended any revision before it, and none after it
-                index.forget_unended()
+                index.forget_all()
             for tag, oid, start, end, place in records:
                 kind = KINDS.get(tag)
                 if kind is not None:
@@ -273,7 +273,7 @@ class Ledger:
     def _repeat(self, tag: bytes, oid: int, start: int, content: tuple[bytes, bytes, bytes] | None) -> None:
         index = self.index
         if content is None:
-            index.forget_unended()      # the damaged body is a gap as well
+            index.forget_all()      # the damaged body is a gap as well
             return
         oids = [oid for oid, in OIDS.iter_unpack(content[2])]
         if tag == INVALIDATE:

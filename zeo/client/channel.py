@@ -51,6 +51,7 @@ from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import REPLY
+from zeo.wire.messages import answered_by
 from zeo.wire.messages import decode_from_server
 from zeo.wire.messages import load_request
 from zeo.wire.messages import notice as encode_notice
@@ -63,6 +64,13 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two signs of life on an otherwise quiet connection.
 HEARTBEAT_INTERVAL = 60.0
+
+#: Seconds for which a server may be silent that gives signs of life by itself (every `PULSE_INTERVAL`).
+SILENCE = 40.0
+
+#: Another one is asked for a sign of life after `HEARTBEAT_INTERVAL` of silence, and given so many more of
+#: these: a ZEO server answers nobody while its storage is busy with a long vote.
+PATIENCE = 4
 
 #: The watcher looks whether it is needed this often, in seconds, and less often while it is not.
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.040
@@ -125,8 +133,8 @@ class Channel:
 
     __slots__ = (
         'address', 'notices', 'ended', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn', '_parked',
-        '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded', '_failure',
-        '__weakref__')
+        '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded',
+        '_pulsing', '_asked', '_silent', '__weakref__')
 
     def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
                  loaded: Effect | None = None, address: object = '', tls: Tls | None = None) -> None:
@@ -134,7 +142,6 @@ class Channel:
         self.notices = notices
         #: None, or why the connection is at its end; set before anybody is told
         self.ended: str | None = None
-        self._failure: type[Exception] = ClientDisconnected  # what callers get then
         self._sock = sock
         self._recv_into: Callable[[memoryview], int]
         self._outgoing: Outgoing
@@ -155,6 +162,9 @@ class Channel:
         self._bell = Lock()  # released to make the watcher look at once
         self._bell.acquire()
         self._loaded = loaded
+        self._pulsing = False  # the server gives signs of life
+        self._asked: Request | None = None  # for one; this and the next belong to the leader
+        self._silent = 0  # waits since then in which nothing came
 
     # ---- what callers use
 
@@ -228,17 +238,23 @@ class Channel:
         """Whether this very thread is in a call (of which this is an effect or an interruption)."""
         return get_ident() in self._inside
 
-    def set_timeout(self, seconds: float | None) -> None:
+    def set_timeout(self, seconds: float | None, pulsing: bool = False) -> None:
         """Limit each wait for the socket; only before the channel is shared between threads.
 
-        None is for the time after: then waits are unlimited, except that readers look up often enough
-        for `HEARTBEAT_INTERVAL`.
+        None is for the time after: then a call may take as long as the server lives, as far as one can
+        know.  If that is ``pulsing`` it gives signs of life by itself; else it is asked for them.
         """
         self._sock.settimeout(seconds)
         if seconds is None:
-            whole, part = divmod(HEARTBEAT_INTERVAL, 1)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
-                                  struct.pack('ll', int(whole), int(part * 1_000_000)))
+            self._pulsing = pulsing
+            self._limit(socket.SO_RCVTIMEO, SILENCE if pulsing else HEARTBEAT_INTERVAL)
+            if not pulsing:  # one that is may be busy and not read; somebody else hears that it lives
+                self._limit(socket.SO_SNDTIMEO, HEARTBEAT_INTERVAL * (PATIENCE + 1))
+
+    def _limit(self, option: int, seconds: float) -> None:
+        whole, part = divmod(seconds, 1)
+        self._sock.setsockopt(socket.SOL_SOCKET, option,
+                              struct.pack('ll', int(whole), int(part * 1_000_000)))
 
     # ---- one call
 
@@ -344,15 +360,33 @@ class Channel:
         """Wait for more; a message, if it is there as a whole now."""
         try:
             size = self._recv_into(inbox.buffer())
-        except BlockingIOError:
-            return None  # SO_RCVTIMEO: nothing came for a while
+        except BlockingIOError:  # SO_RCVTIMEO: nothing came for a while
+            self._hear_nothing()
+            return None
         if not size:
             raise ConnectionError('the server closed the connection')
         return inbox.received(size)
 
+    def _hear_nothing(self) -> None:
+        """One wait was in vain.  Raises `TimeoutError` if the server can be taken for dead."""
+        if self._pulsing:
+            raise TimeoutError(f'the server has given no sign of life for {SILENCE:g} seconds')
+        if self._asked is not None and not self._asked.done:
+            self._silent += 1
+            if self._silent == PATIENCE:
+                raise TimeoutError('the server has not answered for '
+                                   f'{HEARTBEAT_INTERVAL * (PATIENCE + 1):g} seconds')
+            return
+        message_id, request = next(self._ids), Request(None)
+        self._requests[message_id] = request
+        if self._outgoing.beat(encode_request(message_id, 'ping')):
+            self._asked, self._silent = request, 0
+        else:
+            self._requests.pop(message_id, None)
+
     def _dispatch(self, payload: bytes | bytearray) -> None:
         """Read one message and do all it changes."""
-        message_id, flag, name, args = decode_from_server(payload)
+        message_id, flag, name, args = self._decoded(payload)
         if name == REPLY:
             request = self._requests.pop(message_id, None)
             if request is None:
@@ -382,6 +416,27 @@ class Channel:
             notice = self.notices.get(name)
             if notice is not None:
                 notice(*args)
+
+    def _decoded(self, payload: bytes | bytearray) -> tuple[Any, Any, Any, Any]:
+        """A message.  If it cannot be decoded, the call that it answers fails with `ProtocolError`.
+
+        If that call would have changed something here, or there is none, it is raised, too: then nobody
+        knows what is missing.
+        """
+        try:
+            return decode_from_server(payload)
+        except ProtocolError as error:
+            message_id = answered_by(payload)
+            request = None if message_id is None else self._requests.pop(message_id, None)
+            if request is None:
+                raise
+            request.error = ProtocolError, (f'the answer of {self.address} is refused: {error}',)
+            if request.key is not None:
+                self._loads.pop(request.key, None)
+            self._answer(request)
+            if request.effect is not None:
+                raise
+            return 0, True, '', ()  # a notice that nobody is interested in
 
     def _answer(self, request: Request) -> None:
         request.done = True
@@ -464,9 +519,7 @@ class Channel:
     def end(self, reason: BaseException | str) -> None:
         """End the connection and answer everybody; by any thread, also a signal handler; never waits."""
         if self.ended is None:
-            if isinstance(reason, ProtocolError):
-                self._failure = ProtocolError  # trying again would end the same way
-            elif not isinstance(reason, (str, OSError, ClientStorageError, KeyboardInterrupt)):
+            if isinstance(reason, Exception) and not isinstance(reason, (OSError, ClientStorageError)):
                 logger.error('The connection to %s is given up because of an error here',
                              self.address, exc_info=reason)
             self.ended = str(reason) or type(reason).__name__
@@ -495,7 +548,7 @@ class Channel:
         self._loads.clear()
 
     def _error(self) -> Exception:
-        return self._failure(f'connection to {self.address} lost: {self.ended}')
+        return ClientDisconnected(f'connection to {self.address} lost: {self.ended}')
 
     def _close(self) -> None:
         self.end('closed')  # whoever began to end it need not have got further than the first line

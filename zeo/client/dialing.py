@@ -77,6 +77,8 @@ def parse_addresses(addr: Any) -> list[Address]:
 
     Raises `ValueError`.
     """
+    if isinstance(addr, os.PathLike):
+        addr = os.fspath(addr)
     if _is_one(addr):
         return [_parse(addr)]
     if isinstance(addr, Sequence) and not isinstance(addr, (bytes, bytearray)) and addr:
@@ -91,6 +93,8 @@ def _is_one(addr: Any) -> bool:
 
 
 def _parse(addr: Any) -> Address:
+    if isinstance(addr, os.PathLike):
+        addr = os.fspath(addr)
     if not _is_one(addr):
         raise _bad(addr)
     if isinstance(addr, str):
@@ -100,6 +104,8 @@ def _parse(addr: Any) -> Address:
     host, port = ('', addr) if isinstance(addr, int) else addr
     if isinstance(port, bool) or not 0 < port < 65536:
         raise _bad(addr)
+    if host and host.startswith('[') and host.endswith(']'):  # as in a URL
+        host = host[1:-1]
     return host or 'localhost', port
 
 

@@ -75,8 +75,8 @@ class Outgoing:
             if self._size >= POSTED_UP_TO:
                 self._transmit(())
 
-    def beat(self, frame: Frame) -> None:
-        """Send a sign of life, unless there are better ones; never waits."""
+    def beat(self, frame: Frame) -> bool:
+        """Send a sign of life, unless there are better ones; never waits.  Whether it was sent."""
         if self._lock.acquire(False):
             try:
                 if not self._posted:
@@ -84,12 +84,14 @@ class Outgoing:
                     sent = self._send(part, DONT_WAIT)
                     if sent < len(part):
                         self._posted.append(part[sent:])
+                    return True
             except BlockingIOError:
                 pass  # the server has more than enough to read
             except OSError as error:
                 self._failed(error)
             finally:
                 self._lock.release()
+        return False
 
     def farewell(self) -> None:
         """Say that nothing more will be sent, if there is a way to say so; also from a signal handler."""
@@ -126,6 +128,8 @@ class Outgoing:
         self._ring()
         try:
             self._sock.sendall(rest)
+        except BlockingIOError:  # SO_SNDTIMEO
+            raise TimeoutError('the server has read nothing for too long') from None
         finally:
             self.stuck = False
 
@@ -142,12 +146,15 @@ class SecureOutgoing(Outgoing):
         self._unsent = b''  # encrypted, so nothing may be sent before it
         tls.answer = self._answer
 
-    def beat(self, frame: Frame) -> None:
+    def beat(self, frame: Frame) -> bool:
         if self._lock.acquire(False):
             try:
-                self._send_at_once(() if self._posted or self._unsent else frame)
+                better = self._posted or self._unsent
+                self._send_at_once(() if better else frame)
+                return not better
             finally:
                 self._lock.release()
+        return False
 
     def farewell(self) -> None:
         if self._lock.acquire(False):

@@ -6,6 +6,7 @@ second thread that looks for a better one; it hands over a connection that is re
 verified yet, then it ends.
 """
 
+import copy
 import logging
 import random
 import socket
@@ -17,6 +18,7 @@ from enum import Enum
 from time import monotonic
 from typing import Any
 
+from ZODB.POSException import POSError
 from ZODB.POSException import ReadOnlyError
 from ZODB.utils import z64
 
@@ -42,6 +44,10 @@ logger = logging.getLogger(__name__)
 #: Seconds that a server may take for each answer before the connection is ready.
 REPLY_PATIENCE = 30.0
 
+#: If there are others, a server may take so many for each answer to its registration; twice as many after each
+#: round in which none was found, up to `REPLY_PATIENCE`.
+FIRST_PATIENCE = 5.0
+
 #: A connection that was ready for so many seconds was a good one: the next attempt is made at once.
 GOOD_AFTER = 5.0
 
@@ -50,6 +56,9 @@ WAITED_FOR = 1.0
 
 #: Seconds for which a read-only server is kept in hand while a writable one may still answer.
 HOPE = 1.0
+
+#: Longer waits are made of several, since the operating system has a limit.
+AT_A_TIME = 3600.0
 
 #: Seconds that `Supervisor.close` waits for each thread, which has been told to end.
 JOIN = 5.0
@@ -138,6 +147,7 @@ class Supervisor:
         self._changed = threading.Condition(threading.RLock())
         self._state = State.RESTING
         self._failure: Exception | None = None  # why the last attempt failed
+        self._failures = 0  # rounds since there was a good connection; the background thread's own
         self._told: set[str] = set()  # the reasons that were logged since there was a connection
         self._waiters = 0
         self._open: set[Channel] = set()  # all channels there are, to end them when closing
@@ -186,14 +196,14 @@ class Supervisor:
                     rest = until - monotonic()
                     if rest <= 0:
                         raise self._explanation()
-                    self._changed.wait(rest)
+                    self._changed.wait(min(rest, AT_A_TIME))
             finally:
                 self._waiters -= 1
 
     def _explanation(self) -> Exception:
         failure = self._failure
         if isinstance(failure, ClientStorageError) and not isinstance(failure, ClientDisconnected):
-            return failure
+            return copy.copy(failure)  # without the frames of others who got it
         error = ClientDisconnected(
             'not connected to a server' + ('' if failure is None else f': {_said(failure)}'))
         error.__cause__ = failure
@@ -258,7 +268,6 @@ class Supervisor:
             return True
 
     def _run(self) -> None:
-        failures = 0
         try:
             while self._move(State.CONNECTING):
                 lasted = 0.0
@@ -267,15 +276,14 @@ class Supervisor:
                     began = monotonic()
                     self._attend(link)
                     lasted = monotonic() - began
-                except ClientDisconnected as error:
-                    self._note(error)
                 except Exception as error:
                     self._note(error)
-                failures = 0 if lasted > GOOD_AFTER or self._better is not None else failures + 1
+                good = lasted > GOOD_AFTER or self._better is not None
+                self._failures = 0 if good else self._failures + 1
                 if not self._move(State.LOST):
                     break
-                if failures:
-                    self._pause(failures - 1)
+                if not good:
+                    self._pause(self._failures - 1)
         finally:
             seeker = self._seeker
             if seeker is not None:
@@ -333,6 +341,8 @@ class Supervisor:
         try:
             if closed:
                 raise ClientDisconnected('the storage is closed')
+            if len(self.addresses) > 1:
+                channel.set_timeout(min(FIRST_PATIENCE * 2 ** min(self._failures, 10), REPLY_PATIENCE))
             link.read_only = self._read_only
             try:
                 tid = channel.call('register', (self._storage, self._read_only))
@@ -383,11 +393,15 @@ class Supervisor:
         try:
             if not self._move(State.VERIFYING):
                 raise ClientDisconnected('the storage is closed')
+            channel.set_timeout(REPLY_PATIENCE)
             channel.call('get_info', (), judge)
             if verdict is Verdict.CATCH_UP:
                 channel.call('getInvalidations', (upkeep.cache.last_tid,), settle)
+            pulsing = link.offers('pulse')
+            if pulsing:
+                channel.post('pulse')
             channel.flush()
-            channel.set_timeout(None)
+            channel.set_timeout(None, pulsing)
             logger.info('Connected to %s, storage %s%s; cache: %s', display(link.address), self._storage,
                         ' (read-only)' if link.read_only else '', verdict.value)
             self._connected(link)
@@ -435,13 +449,16 @@ class Supervisor:
         with self._changed:
             if self._state is State.CLOSED:
                 return
-            self._failure = failure
+            trace = failure.__traceback__
+            self._failure = failure.with_traceback(None)  # nobody is to keep what its frames hold
             reason = _said(failure)
             known = reason in self._told or len(self._told) >= MOST_REASONS
             if not known:
                 self._told.add(reason)
-        logger.log(logging.DEBUG if known else logging.WARNING,
-                   'No connection to storage %s: %s', self._storage, reason)
+        ours = not isinstance(failure, (OSError, POSError))  # it should not have happened
+        logger.log(logging.DEBUG if known else logging.ERROR if ours else logging.WARNING,
+                   'No connection to storage %s: %s', self._storage, reason,
+                   exc_info=(type(failure), failure, trace) if ours else None)
 
     def _is_closed(self) -> bool:
         return self._state is State.CLOSED
@@ -457,7 +474,7 @@ class Supervisor:
                 rest = began + (min(delay, WAITED_FOR) if self._waiters else delay) - monotonic()
                 if rest <= 0:
                     break
-                self._changed.wait(rest)
+                self._changed.wait(min(rest, AT_A_TIME))
 
     # ---- the seeker
 

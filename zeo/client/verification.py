@@ -36,6 +36,9 @@ class CacheIsNewer(ClientStorageError):
         self.cache_tid = cache_tid
         self.server_tid = server_tid
 
+    def __reduce__(self) -> tuple[type, tuple[bytes, bytes]]:
+        return CacheIsNewer, (self.cache_tid, self.server_tid)
+
 
 def decide(cache_tid: bytes, empty: bool, server_tid: bytes) -> Verdict:
     """The verdict on a cache that is valid as of ``cache_tid`` (`z64`: not known).

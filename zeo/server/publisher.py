@@ -115,13 +115,21 @@ class Publisher:
         return told
 
     def since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
-        """The last tid, and the oids changed after ``tid``, each once; None if that is not known."""
+        """The last tid, and the oids changed after ``tid``, each once; None if that is not known.
+
+        A tid between two transactions is not known either.  Whoever has it has seen another past, as it was
+        before the database was restored from a backup.
+        """
         with self._mutex:
             if tid < self._known_since:
                 return None
             changed: dict[bytes, None] = {}
+            seen = self._known_since
             for each, oids in reversed(self._recent):
                 if each <= tid:
+                    seen = each
                     break
                 changed.update(dict.fromkeys(oids))
+            if seen != tid and tid < self._last_tid:
+                return None
             return self._last_tid, list(changed)

@@ -24,8 +24,6 @@ from ZODB.POSException import POSKeyError
 from ZODB.POSException import Unsupported
 from ZODB.serialize import referencesf
 from ZODB.utils import newTid
-from ZODB.utils import p64
-from ZODB.utils import u64
 from ZODB.utils import z64
 from zope.interface import providedBy
 
@@ -187,7 +185,7 @@ class Served:
             'supports_record_iternext': hasattr(storage, 'record_iternext'),
             'interfaces': tuple(
                 (each.__module__, each.__name__) for each in providedBy(storage).__iro__),
-            messages.EXTENSIONS: (*self.extensions, *blobs.extensions(storage)),
+            messages.EXTENSIONS: (*self.extensions, 'pulse', *blobs.extensions(storage)),
         }
 
     @property
@@ -238,7 +236,10 @@ class Served:
         # First the last tid, then the storage: what is finished meanwhile is announced.
         last_tid = self.publisher.last_tid
         changed: dict[bytes, None] = {}
-        with self._transactions(p64(u64(tid) + 1), last_tid) as transactions:
+        with self._transactions(tid, last_tid) as transactions:
+            first = next(transactions, None)
+            if first is None or first.tid != tid:
+                return None  # the client has seen another past, see `Publisher.since`
             for transaction in transactions:
                 changed.update((record.oid, None) for record in transaction)
         return last_tid, list(changed)

@@ -98,6 +98,7 @@ class Session:
         self._role = Role.NOTHING
         self._refusals = Seldom(logger)
         self._labels = Seldom(logger)
+        self.wants_pulse = False  # to be told now and then that the server lives
         self.loads = Histogram()  # how long they took, if that is measured
         self._address = client
         self._storages = storages
@@ -315,6 +316,9 @@ class Session:
         """A round trip: what was committed before has been announced before the reply."""
         assert self._served is not None
         self._served.catch_up()
+
+    def pulse(self) -> None:
+        self.wants_pulse = True
 
     def set_client_label(self, label: str) -> None:
         printable = _printable(str(label)[:100])

@@ -13,6 +13,7 @@ in the form in which it came, as a piece of pickle (`PickledId`), and puts that 
 
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from struct import Struct
 from struct import error as StructError
@@ -42,7 +43,13 @@ from zeo.wire.framing import frame
 #: ``figures``
 #:     ``figures()``: what `zeo.server.figures` tells of the server, as plain values; ``stop_pack()``:
 #:     stop the pack in progress, if that is possible: whether it is.
+#: ``pulse``
+#:     After the notice ``pulse()`` the server gives a sign of life, the notice ``pulse()``, every
+#:     `PULSE_INTERVAL` seconds unless it has something else to say; whatever its storages are busy with.
 EXTENSIONS = 'zeo'
+
+#: Seconds between two signs of life of a server.
+PULSE_INTERVAL = 10.0
 
 #: What a server says first, and what a client answers.
 GREETING = b'Z5'
@@ -168,6 +175,21 @@ def request(message_id: int, name: str, args: Sequence[Any] = ()) -> Frame:
 def notice(name: str, args: Sequence[Any] = ()) -> Frame:
     """A one-way message.  Raises what `pickles.dumps` raises."""
     return frame(_START + _IS_NOTICE + _pickled_text(name) + _pickled_args(args) + _END)
+
+
+_BEGINS_REPLY = re.compile(
+    rb'\x80[\x02\x03]\((?:K(.)|M(..)|J(....))(?:K[\x00\x02]|[\x88\x89])'
+    rb'X\x06\x00\x00\x00\.reply', re.DOTALL).match
+
+
+def answered_by(payload: bytes | bytearray) -> int | None:
+    """Which request, with a number for its id, a message answers that cannot be decoded, if one can tell."""
+    begins = _BEGINS_REPLY(bytes(payload[:64]))
+    return begins and int.from_bytes(begins[begins.lastindex or 0], 'little')
+
+
+#: A server's sign of life, see `EXTENSIONS`.
+PULSE: Frame = notice('pulse')
 
 
 def reply(message_id: PickledId, result: Any) -> Frame:
@@ -598,4 +620,5 @@ METHODS: dict[str, Method] = {
     'settle': Method(2, 2),
     'figures': Method(0, 0),
     'stop_pack': Method(0, 0),
+    'pulse': Method(0, 0),
 }
