@@ -46,9 +46,9 @@ from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 from ZODB.utils import z64
 
-from zeo.client.blobs import PIECE
 from zeo.client.blobs import Blobs
 from zeo.client.blobs import open_blobs
+from zeo.client.blobs import upload
 from zeo.client.cache import Cache
 from zeo.client.cache import cache_path
 from zeo.client.cache import open_cache
@@ -69,7 +69,6 @@ from zeo.errors import OutcomeUnknown
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.wire.messages import store_notice
-from zeo.wire.messages import upload_notice
 
 __all__ = [
     'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
@@ -97,11 +96,13 @@ VOTE_ROUNDS = 9
 class _Commit:
     """The transaction between `tpc_begin` and its end.  It belongs to one connection."""
 
-    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs')
+    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs',
+                 'large_pieces')
 
     def __init__(self, transaction: Any, link: Link, id: int, updates: Updates) -> None:
         self.transaction = transaction
         self.channel = link.channel
+        self.large_pieces = link.channel.copies_files and link.offers('pieces')
         self.tells_tid = link.offers('settle')  # the server can be asked what became of it
         self.tid: bytes | None = None  # what it will get, if the server has told
         self.id = id  # how the server knows it
@@ -248,6 +249,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             arrivals = blobs.arrivals()
             if arrivals is not None:
                 link.channel.notices = {**link.channel.notices, **arrivals.notices}
+                link.channel.divert(arrivals.divert)
         kept = [each for each in zope.interface.directlyProvidedBy(self)
                 if each not in OPTIONAL.values() and each not in _WITH_BLOBS]
         zope.interface.directlyProvides(self, *kept, *provided)
@@ -622,7 +624,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         link = self._supervisor.link
         if link is not None:
             try:
-                link.channel.call('sendBlob', (oid, serial))
+                large = link.channel.copies_files and link.offers('pieces')
+                link.channel.call('sendBlob', (oid, serial, True) if large else (oid, serial))
                 return
             except ClientDisconnected:
                 pass  # the past does not change: the next connection will bring it
@@ -658,9 +661,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             post(method + 'Shared', (*args, os.path.basename(taken), commit.id))
             return
         post('storeBlobStart')
-        with open(taken, 'rb', buffering=0) as file:
-            while piece := file.read(PIECE):
-                commit.channel.post_frame(upload_notice(piece))
+        upload(taken, commit.channel, commit.large_pieces)
         post(method + 'End', (*args, commit.id))
 
     # ---- undo information, packing, copying

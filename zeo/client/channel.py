@@ -57,6 +57,7 @@ from zeo.wire.messages import notice as encode_notice
 from zeo.wire.messages import request as encode_request
 
 if TYPE_CHECKING:
+    from zeo.wire.pieces import Divert
     from zeo.wire.tls import Tls
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Channel:
     """
 
     __slots__ = (
-        'address', 'notices', 'ended', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn', '_parked',
+        'address', 'notices', 'ended', 'copies_files', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn', '_parked',
         '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded', '_failure',
         '__weakref__')
 
@@ -135,6 +136,8 @@ class Channel:
         #: None, or why the connection is at its end; set before anybody is told
         self.ended: str | None = None
         self._failure: type[Exception] = ClientDisconnected  # what callers get then
+        #: whether the kernel may copy between files and the socket
+        self.copies_files = tls is None
         self._sock = sock
         self._recv_into: Callable[[memoryview], int]
         self._outgoing: Outgoing
@@ -215,6 +218,21 @@ class Channel:
             self._outgoing.post(frame)
         finally:
             del self._inside[me]
+
+    def post_file(self, head: bytes, file: int, at: int, size: int, tail: bytes) -> None:
+        """The same with a message that has so many bytes of a file in the middle; only if `copies_files`."""
+        me = self._enter()
+        try:
+            if self.ended is not None:
+                raise self._error()
+            self._outgoing.send_file(head, file, at, size, tail)
+        finally:
+            del self._inside[me]
+
+    def divert(self, divert: Divert) -> None:
+        """Who is asked where the data of long messages are to go, if `copies_files`."""
+        if self.copies_files:
+            self._inbox.divert = divert
 
     def flush(self) -> None:
         """Send what was posted."""
@@ -342,13 +360,14 @@ class Channel:
 
     def _receive(self, inbox: Inbox) -> bytes | bytearray | None:
         """Wait for more; a message, if it is there as a whole now."""
+        passing = inbox.passing
         try:
-            size = self._recv_into(inbox.buffer())
+            size = self._recv_into(inbox.buffer()) if passing is None else inbox.pass_on(self._sock)
         except BlockingIOError:
             return None  # SO_RCVTIMEO: nothing came for a while
         if not size:
             raise ConnectionError('the server closed the connection')
-        return inbox.received(size)
+        return inbox.received(size) if passing is None else inbox.next()
 
     def _dispatch(self, payload: bytes | bytearray) -> None:
         """Read one message and do all it changes."""

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from zeo.wire import pieces
 from zeo.wire.framing import Frame
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ class Outgoing:
             if self._size >= POSTED_UP_TO:
                 self._transmit(())
 
+    def send_file(self, head: bytes, file: int, at: int, size: int, tail: bytes) -> None:
+        """Send what was posted, then a message with so many bytes of a file in the middle; not with TLS.
+
+        The kernel may wait for what comes next before it sends the last bytes of it.
+        """
+        with self._lock:
+            self._transmit(())
+            self.stuck = True  # it cannot be known before
+            self._ring()
+            try:
+                pieces.send(self._sock, head, file, at, size, tail, _nobody_counts)
+            except OSError as error:
+                self._failed(error)
+            except BaseException as error:  # perhaps in the middle of a frame
+                self._failed(error)
+                raise
+            finally:
+                self.stuck = False
+
     def beat(self, frame: Frame) -> None:
         """Send a sign of life, unless there are better ones; never waits."""
         if self._lock.acquire(False):
@@ -128,6 +148,10 @@ class Outgoing:
             self._sock.sendall(rest)
         finally:
             self.stuck = False
+
+
+def _nobody_counts(count: int) -> None:
+    pass
 
 
 class SecureOutgoing(Outgoing):
