@@ -99,7 +99,7 @@ class _Commit:
     __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs',
                  'large_pieces')
 
-    def __init__(self, transaction: Any, link: Link, id: int, updates: Updates) -> None:
+    def __init__(self, transaction: Any, link: Link, id: Any, updates: Updates) -> None:
         self.transaction = transaction
         self.channel = link.channel
         self.large_pieces = link.channel.copies_files and link.offers('pieces')
@@ -407,7 +407,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             except IndexError:
                 link.oids.extend(reversed(link.channel.call('new_oids')))
 
-    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = ' ') -> None:
+    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = ' ', *,
+                  id: Any = None) -> None:
+        """As for any storage; a server whose storage this is gives the ``id`` that its own client has chosen."""
         if self.isReadOnly():
             raise ReadOnlyError()
         commit = self._commit
@@ -420,7 +422,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             link = self._supervisor.wait()
             if link.read_only:
                 raise ReadOnlyError()
-            commit = _Commit(transaction, link, next(self._transaction_ids),
+            commit = _Commit(transaction, link, next(self._transaction_ids) if id is None else id,
                              Updates(self._cache_size))
             link.channel.post('tpc_begin', (
                 commit.id, transaction.user, transaction.description, transaction.extension, tid,
@@ -561,6 +563,27 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if callback is not None:
             callback(commit.tid)
         return commit.tid
+
+    # ---- for a server whose storage this is
+
+    @property
+    def can_settle(self) -> bool:
+        """Whether the server can be asked what became of a transaction."""
+        link = self._supervisor.link
+        return link is not None and link.offers('settle')
+
+    def voted_tid(self, transaction: Any) -> bytes | None:
+        """The tid that a voted transaction will get, if the server can be asked about it."""
+        return self._committing(transaction).tid
+
+    def settle(self, tid: bytes, id: Any) -> bool:
+        """End a transaction that was to get this tid, if it is in doubt; whether it is committed."""
+        if not self.can_settle:
+            self._supervisor.wait()
+            if not self.can_settle:
+                raise Unsupported('the server cannot be asked what became of a transaction')
+        committed: bool = self._call('settle', tid, id)
+        return committed
 
     def tpc_abort(self, transaction: Any) -> None:
         commit = self._commit
