@@ -40,7 +40,8 @@ from zeo.wire.framing import frame
 #:     ``vote(id, True)`` returns ``(usual result, tid)``; ``settle(tid, id)``, asked on a later
 #:     connection, ends that transaction if it is still in doubt and says whether it is committed.
 #: ``pieces``
-#:     Pieces of blobs may be long, and ``sendBlob(oid, tid, True)`` is answered in long ones.
+#:     Pieces of blobs may have up to `zeo.wire.pieces.LARGEST` bytes, and ``sendBlob(oid, tid, True)`` is
+#:     answered in such; without that they have `zeo.server.blobs.CHUNK` bytes at most.
 #: ``figures``
 #:     ``figures()``: what `zeo.server.figures` tells of the server, as plain values; ``stop_pack()``:
 #:     stop the pack in progress, if that is possible: whether it is.
