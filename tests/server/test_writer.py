@@ -1,5 +1,6 @@
 """Outboxes to sockets: in order, by whoever comes, without ever waiting for a slow client."""
 
+import errno
 import os
 import select
 import socket
@@ -522,6 +523,18 @@ def test_a_file_that_ends_early_ends_the_connection_and_is_told(
     os.truncate(tmp_path / 'file', 1000)
     assert send_file(plain, file).result(PATIENCE) is False
     assert plain.outbox.gone and 'a blob cannot be sent: [Errno 5] a blob has become shorter' in caplog.text
+
+
+def test_nothing_is_sent_after_half_a_message(
+        plain: Pair, file: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(sock: socket.socket, head: bytes, *_: Any) -> None:
+        sock.send(head)
+        plain.append(b'by somebody else')
+        raise OSError(errno.EIO, 'the disk is broken')
+
+    monkeypatch.setattr(module.pieces, 'send', fail)
+    assert send_file(plain, file).result(PATIENCE) is False
+    assert plain.read(100) == b'<' and 'the disk is broken' in caplog.text
 
 
 def test_files_cannot_be_sent_over_tls(secure: SecurePair) -> None:
