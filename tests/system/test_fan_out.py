@@ -313,9 +313,9 @@ def test_wherever_the_way_to_the_last_server_is_cut_the_outcome_is_told_truly(
                 address = proxy.address
             if each != LEVELS[-1]:
                 server = start_server('zeo', {'1': Storage(
-                    f'ClientStorage({address!r}, wait_timeout=60, min_disconnect_poll=.01)')})
+                    f'ClientStorage({address!r}, wait_timeout=60, min_disconnect_poll=.01, max_disconnect_poll=.05)')})
         direct = open_client('zeo', main, server_sync=True)
-        client = open_client('zeo', address, wait_timeout=60, min_disconnect_poll=.01)
+        client = open_client('zeo', address, wait_timeout=60, min_disconnect_poll=.01, max_disconnect_poll=.05)
         oid = client.new_oid()
         serial = store(client, oid)
         for cut in range(0, EXCHANGE[direction], step):
