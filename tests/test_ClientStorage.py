@@ -22,6 +22,7 @@ from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageTransactionError
 from ZODB.tests.MinPO import MinPO
 from ZODB.tests.StorageTestBase import zodb_pickle
+from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 from ZODB.utils import z64
 from zope.interface.verify import verifyObject
@@ -611,6 +612,32 @@ def test_a_commit_that_is_cut_off_while_finishing_is_of_unknown_outcome(
     one._supervisor.wait()
     assert one._cache.load(oid(1)) is None
     one.tpc_begin(TransactionMetaData())
+
+
+def test_a_server_whose_storage_this_is_can_have_its_transactions_settled(
+        storage: MakeStorage, host: Host, calls: Calls) -> None:
+    one, peer = storage(info={'zeo': ('settle',)})
+    assert one.can_settle
+    txn = TransactionMetaData()
+    one.tpc_begin(txn, id=77)
+    voting = calls.start(one.tpc_vote, txn)
+    assert peer.read('tpc_begin').args[0] == 77
+    peer.answer(message := peer.read('vote'), ([], tid(6)))
+    assert message.args == (77, True)
+    voting()
+    assert one.voted_tid(txn) == tid(6)
+    settling = calls.start(one.settle, tid(4), 66)
+    peer.answer(message := peer.read('settle'), True)
+    assert message.args == (tid(4), 66) and settling() is True
+    peer.close()
+    until(lambda: not one.can_settle, 'the connection is lost')
+    settling = calls.start(one.settle, tid(4), 66)  # waits for a connection
+    peer = host.accept()
+    peer.welcome(tid(6), zeo=())
+    peer.answer(peer.read('getInvalidations'), (tid(6), []))
+    with pytest.raises(Unsupported, match='cannot be asked'):
+        settling()
+    assert not one.can_settle
 
 
 def test_a_callback_that_fails_ends_the_connection_and_everything_is_verified(

@@ -47,9 +47,9 @@ from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 from ZODB.utils import z64
 
-from zeo.client.blobs import PIECE
 from zeo.client.blobs import Blobs
 from zeo.client.blobs import open_blobs
+from zeo.client.blobs import upload
 from zeo.client.cache import Cache
 from zeo.client.cache import cache_path
 from zeo.client.cache import open_cache
@@ -71,7 +71,6 @@ from zeo.errors import OutcomeUnknown
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.wire.messages import store_notice
-from zeo.wire.messages import upload_notice
 
 __all__ = [
     'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
@@ -99,11 +98,13 @@ VOTE_ROUNDS = 9
 class _Commit:
     """The transaction between `tpc_begin` and its end.  It belongs to one connection."""
 
-    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs')
+    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs',
+                 'large_pieces')
 
-    def __init__(self, transaction: Any, link: Link, id: int, updates: Updates) -> None:
+    def __init__(self, transaction: Any, link: Link, id: Any, updates: Updates) -> None:
         self.transaction = transaction
         self.channel = link.channel
+        self.large_pieces = link.channel.copies_files and link.offers('pieces')
         self.tells_tid = link.offers('settle')  # the server can be asked what became of it
         self.tid: bytes | None = None  # what it will get, if the server has told
         self.id = id  # how the server knows it
@@ -257,6 +258,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             arrivals = blobs.arrivals()
             if arrivals is not None:
                 link.channel.notices = {**link.channel.notices, **arrivals.notices}
+                link.channel.divert(arrivals.divert)
         kept = [each for each in zope.interface.directlyProvidedBy(self)
                 if each not in OPTIONAL.values() and each not in _WITH_BLOBS]
         zope.interface.directlyProvides(self, *kept, *provided)
@@ -414,7 +416,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             except IndexError:
                 link.oids.extend(reversed(link.channel.call('new_oids')))
 
-    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = ' ') -> None:
+    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = ' ', *,
+                  id: Any = None) -> None:
+        """As for any storage; a server whose storage this is gives the ``id`` that its own client has chosen."""
         if self.isReadOnly():
             raise ReadOnlyError()
         commit = self._commit
@@ -427,7 +431,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             link = self._supervisor.wait()
             if link.read_only:
                 raise ReadOnlyError()
-            commit = _Commit(transaction, link, next(self._transaction_ids),
+            commit = _Commit(transaction, link, next(self._transaction_ids) if id is None else id,
                              Updates(self._cache_size))
             link.channel.post('tpc_begin', (
                 commit.id, transaction.user, transaction.description, transaction.extension, tid,
@@ -572,6 +576,27 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             callback(commit.tid)
         return commit.tid
 
+    # ---- for a server whose storage this is
+
+    @property
+    def can_settle(self) -> bool:
+        """Whether the server can be asked what became of a transaction."""
+        link = self._supervisor.link
+        return link is not None and link.offers('settle')
+
+    def voted_tid(self, transaction: Any) -> bytes | None:
+        """The tid that a voted transaction will get, if the server can be asked about it."""
+        return self._committing(transaction).tid
+
+    def settle(self, tid: bytes, id: Any) -> bool:
+        """End a transaction that was to get this tid, if it is in doubt; whether it is committed."""
+        if not self.can_settle:
+            self._supervisor.wait()
+            if not self.can_settle:
+                raise Unsupported('the server cannot be asked what became of a transaction')
+        committed: bool = self._call('settle', tid, id)
+        return committed
+
     def tpc_abort(self, transaction: Any) -> None:
         commit = self._commit
         if commit is None or commit.transaction is not transaction:
@@ -634,7 +659,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         link = self._supervisor.link
         if link is not None:
             try:
-                link.channel.call('sendBlob', (oid, serial))
+                large = link.channel.copies_files and link.offers('pieces')
+                link.channel.call('sendBlob', (oid, serial, True) if large else (oid, serial))
                 return
             except ClientDisconnected:
                 pass  # the past does not change: the next connection will bring it
@@ -672,9 +698,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             post(method + 'Shared', (*args, os.path.basename(taken), commit.id))
             return
         post('storeBlobStart')
-        with open(taken, 'rb', buffering=0) as file:
-            while piece := file.read(PIECE):
-                commit.channel.post_frame(upload_notice(piece))
+        upload(taken, commit.channel, commit.large_pieces)
         post(method + 'End', (*args, commit.id))
 
     # ---- undo information, packing, copying

@@ -22,12 +22,12 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 4. a transaction's mutex: one move of its state;
 5. an outbox' mutex: appending or taking; a leaf.
 
-Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket), and so
-is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
-beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
-beside it, of a line's closing, of what TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of the
-sessions of a storage, and of lines that are logged seldom, with their hosts.  No storage is called and nothing
-is sent under 3, 4, 5 or a leaf.
+Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket, and by
+who sends a blob from its file, in a thread that holds nothing else), and so is the lock of the one pack in
+progress (`zeo.server.packing`).  All others are leaves, each for what stands beside it: the mutexes inside the
+commit lock, of the list of connections, of a session's jobs that go on beside it, of a line's closing, of what
+TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of the sessions of a storage, and of lines that are
+logged seldom, with their hosts.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.
 """
 
 from __future__ import annotations
@@ -342,6 +342,8 @@ class Connection:
                 self._set_time_limit(self._limits.idle_timeout or 0)
                 if self._tls is not None:
                     self._tls.receive = self._sock.recv
+                else:
+                    inbox.divert = session.divert
                 self._converse(inbox)
         except (ProtocolError, TlsError) as error:
             seldom = self._server.offenders.of(self._host) if session.is_registered else \
@@ -489,14 +491,15 @@ class Connection:
                 push(PATIENCE)
             if self._stopping or outbox.gone:
                 return
+            passing = inbox.passing
             try:
-                count = receive(inbox.buffer())
+                count = receive(inbox.buffer()) if passing is None else inbox.pass_on(self._sock)
             except BlockingIOError:
                 raise Idle from None
             if not count:
                 return
             session.received += count
-            payload = inbox.received(count)
+            payload = inbox.received(count) if passing is None else inbox.next()
 
     def stop(self) -> None:
         """The server is closing: come to an end after the request that is served now.  Any thread."""

@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from tests.client.peer import oid
 from tests.client.peer import tid
 from zeo.client.arrivals import Arrivals
+from zeo.wire.messages import around_download
+from zeo.wire.messages import around_upload
 
 ONE, TWO = (oid(1), tid(1)), (oid(2), tid(1))
 
@@ -64,6 +68,41 @@ def test_a_blob_that_starts_again_is_the_second_one(place: Place) -> None:
         place.arrivals.add(*ONE, data)
     place.arrivals.complete(*ONE)
     assert place.blobs == {ONE: b'right'} and not temporary(place)
+
+
+def divert(place: Place, key: tuple[bytes, bytes], data: bytes) -> bool:
+    """Have a long piece arrive, unless it is wanted as a message."""
+    head, tail = around_download(*key, len(data))
+    passing = place.arrivals.divert(memoryview(head[4:]), len(head) - 4 + len(data) + len(tail))
+    if passing is None:
+        return False
+    passing.take(memoryview(data))
+    return True
+
+
+def test_the_data_of_long_pieces_go_straight_to_the_file_of_their_blob(place: Place) -> None:
+    for key in ONE, TWO:
+        place.arrivals.start(*key)
+    assert divert(place, ONE, b'a' * 1000) and divert(place, TWO, b'b' * 1000)
+    place.arrivals.add(*ONE, b'c')
+    for key in ONE, TWO:
+        place.arrivals.complete(*key)
+    assert place.blobs == {ONE: b'a' * 1000 + b'c', TWO: b'b' * 1000}
+
+
+def test_long_pieces_of_nothing_are_not_wanted(place: Place) -> None:
+    assert not divert(place, ONE, b'a' * 1000)
+    head, _ = around_upload(1000)  # nothing that a server sends
+    assert place.arrivals.divert(memoryview(head[4:]), len(head) - 1 + 1000) is None
+
+
+def test_a_full_disk_in_a_long_piece_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, 'mkstemp', lambda **_: (os.open('/dev/full', os.O_WRONLY), 'a file'))
+    place.arrivals.start(*ONE)
+    assert divert(place, ONE, b'a' * 1000)
+    assert not divert(place, ONE, b'a' * 1000)
+    place.arrivals.complete(*ONE)
+    assert place.arrivals.failures[ONE].errno == errno.ENOSPC and not place.blobs
 
 
 def test_pieces_of_nothing_are_ignored(place: Place) -> None:

@@ -1,5 +1,6 @@
 """zeo.client.blobs: the folder in which a client keeps blobs, and the one it shares with the server."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -225,6 +226,23 @@ def test_a_commit_does_not_fail_because_its_blob_cannot_be_kept(
 def test_a_file_that_cannot_be_taken_stays_where_it_is(cache: BlobCache, tmp_path: Path) -> None:
     with pytest.raises(ClientStorageError, match=f'a blob cannot be put into {cache.temporary}: No such'):
         cache.take(oid(1), str(tmp_path / 'nothing'))
+    assert not temporary(cache)
+
+
+def test_a_file_on_another_file_system_is_taken_all_the_same(
+        cache: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def not_across(source: str, target: str) -> None:
+        if source == str(tmp_path / 'file'):
+            raise OSError(errno.EXDEV, 'Invalid cross-device link')
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', not_across)
+    (tmp_path / 'file').write_bytes(b'data')
+    taken = cache.take(oid(1), str(tmp_path / 'file'))
+    assert Path(taken).read_bytes() == b'data' and not (tmp_path / 'file').exists()
+    cache.keep(oid(1), tid(1), taken)
     assert not temporary(cache)
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from itertools import count
 from time import monotonic
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,10 +29,14 @@ from zeo.wire.framing import frame
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import PULSE
 from zeo.wire.messages import decode_from_client
+from zeo.wire.messages import blob_chunk_notice
+from zeo.wire.messages import download_in
 from zeo.wire.messages import invalidation_notice
 from zeo.wire.messages import load_reply
 from zeo.wire.messages import notice
 from zeo.wire.messages import reply
+from zeo.wire.pieces import Destination
+from zeo.wire.pieces import Passing
 
 
 class Interrupted(BaseException):
@@ -781,3 +786,54 @@ def test_a_server_that_neither_reads_nor_gives_signs_of_life_is_given_up(
     line.watch()
     with pytest.raises(ClientDisconnected, match='has read nothing for too long'):
         calls.start(line.channel.call, 'large', (bytes(10_000_000),))()
+# ---- files
+
+
+def test_a_message_from_a_file_is_one_among_others(line: Line, tmp_path: Path) -> None:
+    (tmp_path / 'file').write_bytes(b'some data')
+    with open(tmp_path / 'file', 'rb') as file:
+        line.channel.post('before')
+        line.channel.post_file((10).to_bytes(4, 'big') + b'<<<', file.fileno(), 5, 4, b'>>>')
+        line.channel.post('after')
+        line.channel.flush()
+    assert line.peer.read('before')
+    assert line.peer.payload() == b'<<<data>>>'
+    assert line.peer.read('after')
+    line.channel.end('that was all')
+    with pytest.raises(ClientDisconnected, match='that was all'):
+        line.channel.post_file(b'', 0, 0, 0, b'')
+
+
+def test_data_of_long_messages_go_where_they_are_wanted_and_others_come_in_between(
+        line: Line, calls: Calls, tmp_path: Path) -> None:
+    destination = Destination(open(tmp_path / 'file', 'wb', buffering=0))
+
+    def divert(beginning: memoryview, length: int) -> Passing | None:
+        found = download_in(beginning, length)
+        return None if found is None else Passing(*found[2:], destination, lambda error: None)
+
+    heard: list[Any] = []
+    line.channel.divert(divert)
+    line.channel.notices = {'invalidateTransaction': lambda tid, oids: heard.append(tid)}
+    loading = calls.start(line.channel.load, oid(1), tid(9))
+    message = line.peer.read('loadBefore')
+    for number in range(3):
+        line.peer.sock.sendall(b''.join(blob_chunk_notice(oid(2), tid(1), b'%d' % number * 300_000)))
+        line.peer.sock.sendall(b''.join(invalidation_notice(tid(number + 10), [oid(3)])))
+    line.peer.answer(message, (b'record', tid(1), None))
+    assert loading() == (b'record', tid(1), None)
+    assert heard == [tid(10), tid(11), tid(12)]
+    destination.close()
+    assert (tmp_path / 'file').read_bytes() == b''.join(b'%d' % number * 300_000 for number in range(3))
+
+
+def test_a_server_that_leaves_within_a_long_message_has_left(line: Line, calls: Calls, tmp_path: Path) -> None:
+    destination = Destination(open(tmp_path / 'file', 'wb', buffering=0))
+    line.channel.divert(lambda beginning, length: Passing(10, 100_000, b'', destination, lambda error: None))
+    call = calls.start(line.channel.call, 'sendBlob', (oid(1), tid(1)))
+    line.peer.read('sendBlob')
+    line.peer.sock.sendall((200_000).to_bytes(4, 'big') + b'x' * 50_000)
+    line.peer.close()
+    with pytest.raises(ClientDisconnected, match='closed the connection'):
+        call()
+    destination.close()

@@ -1,8 +1,10 @@
 """What goes to the server, in whole frames."""
 
+import os
 import socket
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,3 +270,63 @@ def test_what_can_no_longer_be_encrypted_is_a_failure(secure: SecureLine) -> Non
     assert len(secure.failures) == 1
     secure.outgoing.beat(HEARTBEAT)
     assert len(secure.failures) == 2
+
+
+# ---- files
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / 'file').write_bytes(b'x' * 5_000_000)
+    with open(tmp_path / 'file', 'rb') as file:
+        yield file.fileno()
+
+
+@pytest.fixture
+def plain() -> Iterator[Line]:
+    line = Line()
+    yield line
+    line.sock.close()
+    line.peer.close()
+
+
+HEAD = (4_000_002).to_bytes(4, 'big') + b'<'
+
+
+def test_a_file_goes_out_behind_what_was_posted_and_before_what_comes_then(
+        plain: Line, file: int, calls: Calls) -> None:
+    reading = calls.start(lambda: [plain.peer.payload() for _ in range(3)])
+    plain.outgoing.post(frame(b'before'))
+    plain.outgoing.send_file(HEAD, file, 1_000_000, 4_000_000, b'>')
+    plain.outgoing.send(frame(b'after'))
+    assert reading() == [b'before', b'<' + b'x' * 4_000_000 + b'>', b'after']
+
+
+def test_a_file_that_ends_early_is_a_failure(plain: Line, file: int) -> None:
+    plain.outgoing.send_file(HEAD, file, 4_995_000, 4_000_000, b'>')
+    plain.sock.close()
+    received = b''
+    while more := plain.peer.sock.recv(10_000):
+        received += more
+    assert len(received) == len(HEAD) + 5_000
+    assert [str(each) for each in plain.failures] == ['[Errno 5] a blob has become shorter while it was sent']
+
+
+def test_an_interruption_while_a_file_is_sent_is_reported_and_raised(
+        plain: Line, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'sendfile', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plain.outgoing.send_file(HEAD, file, 0, 4_000_000, b'>')
+    assert [type(each) for each in plain.failures] == [KeyboardInterrupt] and not plain.outgoing.stuck
+
+
+def test_who_sends_a_file_lets_others_read_meanwhile(plain: Line, file: int, calls: Calls) -> None:
+    sending = calls.start(plain.outgoing.send_file, HEAD, file, 0, 4_000_000, b'>')
+    until(lambda: plain.outgoing.stuck, 'it is sent')
+    assert plain.rung == 1
+    assert plain.peer.payload() == b'<' + b'x' * 4_000_000 + b'>'
+    sending()
+    assert not plain.outgoing.stuck

@@ -11,6 +11,7 @@ import pytest
 import ZODB.POSException
 from ZODB.blob import BlobStorage
 from ZODB.FileStorage import FileStorage
+from ZODB.POSException import StorageError
 from ZODB.utils import maxtid
 from ZODB.utils import z64
 
@@ -20,7 +21,10 @@ from tests.server.talk import tid
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.server import blobs
+from zeo.server.limits import Limits
 from zeo.server.served import Served
+from zeo.wire import messages
+from zeo.wire import pieces
 
 Serve = Callable[..., Served]
 Connect = Callable[..., SessionPeer]
@@ -265,6 +269,119 @@ def test_a_storage_without_blobs_says_so(serve: Serve, connect: Connect, tmp_pat
         peer.call('sendBlob', oid(1), tid(1))
 
 
+# ---- long pieces, whose data go straight to the file
+
+
+def pass_piece(peer: SessionPeer, data: bytes) -> bool:
+    """Have a long piece arrive, unless the session wants to have it as a message."""
+    head, tail = messages.around_upload(len(data))
+    passing = peer.session.divert(memoryview(head[4:] + data[:10]), len(head) - 4 + len(data) + len(tail))
+    if passing is None:
+        return False
+    assert (passing.head, passing.left, passing.tail) == (len(head) - 4, len(data), tail)
+    passing.take(memoryview(data))
+    return True
+
+
+def test_long_and_short_pieces_make_one_blob(peer: SessionPeer, storage: Any) -> None:
+    peer.begin()
+    peer.tell('storeBlobStart')
+    assert pass_piece(peer, b'a' * 1000)
+    peer.tell('storeBlobChunk', b'b' * 10)
+    assert pass_piece(peer, b'c' * 1000)
+    peer.tell('storeBlobEnd', oid(1), z64, RECORD, 1)
+    peer.call('vote', 1)
+    assert content(storage, 1, peer.call('tpc_finish', 1)) == b'a' * 1000 + b'b' * 10 + b'c' * 1000
+
+
+@pytest.mark.parametrize('state', ['nothing', 'begun', 'ended', 'voted', 'failed', 'too large'])
+def test_a_long_piece_that_should_not_come_is_handled_as_others_are(
+        peer: SessionPeer, storage: Any, state: str) -> None:
+    peer.session._limits = Limits(max_transaction=10_000 if state == 'too large' else 10**9)
+    if state != 'nothing':
+        peer.begin()
+    if state == 'ended':
+        upload(peer, 1, b'data')
+    elif state == 'voted':
+        upload(peer, 1, b'data')
+        peer.call('vote', 1)
+    elif state == 'failed':
+        os.rmdir(storage.temporaryDirectory())
+        upload(peer, 1, b'data')
+    elif state == 'too large':
+        peer.tell('storeBlobStart')
+        assert pass_piece(peer, b'x' * 9000)
+    assert not pass_piece(peer, b'x' * 1001)
+    if state in ('failed', 'too large'):
+        peer.tell('storeBlobChunk', b'x' * 1001)  # the vote will say so
+        with pytest.raises(StorageError):
+            peer.call('vote', 1)
+    else:
+        with pytest.raises(ProtocolError):
+            peer.tell('storeBlobChunk', b'x' * 1001)
+
+
+def test_a_full_disk_in_a_long_piece_is_told_by_the_vote(
+        peer: SessionPeer, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(prefix: str, suffix: str, dir: str) -> tuple[int, str]:
+        return os.open('/dev/full', os.O_WRONLY), f'{dir}/full'
+
+    peer.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs.tempfile, 'mkstemp', full)
+        peer.tell('storeBlobStart')
+    assert pass_piece(peer, b'x' * 1000)
+    assert not pass_piece(peer, b'x' * 1000)
+    peer.tell('storeBlobChunk', b'x' * 1000)
+    peer.tell('storeBlobEnd', oid(1), z64, RECORD, 1)
+    with pytest.raises(ServerException, match=f'No space left on device.*{storage.temporaryDirectory()}/full'):
+        peer.call('vote', 1)
+
+
+def test_a_blob_is_on_its_way_to_the_disk_while_it_arrives(
+        peer: SessionPeer, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(blobs.os, 'posix_fadvise', lambda file, at, size, advice: begun.append((at, size)))
+    monkeypatch.setattr(blobs, 'WRITE_AT', 10_000)
+    peer.begin()
+    upload(peer, 1, *[b'x' * 4_000] * 11)
+    assert begun == [(0, 12_000), (12_000, 12_000), (24_000, 12_000)]
+
+
+@pytest.mark.parametrize('most, offered', [(pieces.LONGEST_MESSAGE, True), (pieces.LONGEST_MESSAGE - 1, False)])
+def test_long_pieces_are_offered_if_messages_may_be_so_long(peer: SessionPeer, most: int, offered: bool) -> None:
+    peer.session._limits = Limits(max_message=most)
+    for _ in range(2):
+        info = peer.call('get_info')
+        assert list(info['zeo']).count('pieces') == offered
+
+
+def test_a_large_download_is_sent_from_the_file(peer: SessionPeer) -> None:
+    sent: list[bytes] = []
+
+    def send_file(head: bytes, file: int, at: int, size: int, tail: bytes, patience: float) -> bool:
+        peer.outbox.deliver()  # as it does
+        sent.append(os.pread(file, size, at))
+        peer._hear(head[4:] + sent[-1] + tail)
+        return len(sent) < 4 or not gone
+
+    data = os.urandom(3 * pieces.LARGEST)
+    tid = stored(peer, data)
+    gone = False
+    peer.outbox.send_file = send_file
+    peer.call('sendBlob', oid(1), tid)
+    assert not sent  # not asked for
+    del peer.told[:]
+    peer.call('sendBlob', oid(1), tid, True)
+    assert b''.join(sent) == data
+    names = [name for _, flag, name, _ in peer.told if flag]
+    assert names == ['receiveBlobStart', *['receiveBlobChunk'] * len(sent), 'receiveBlobStop']
+    gone = True
+    del sent[:], peer.told[:]
+    peer.call('sendBlob', oid(1), tid, True)
+    assert len(sent) == 4 and not peer.notices('receiveBlobStop')
+
+
 # ---- the folder that client and server share
 
 
@@ -314,7 +431,7 @@ def test_no_other_file_can_be_named(peer: SessionPeer, storage: Any, name: Any) 
 
 @pytest.mark.parametrize('shared', [False, True])
 def test_a_blob_is_restored_with_its_tid(peer: SessionPeer, storage: Any, shared: bool) -> None:
-    assert peer.call('get_info')['zeo'][-1] == 'restoreBlob'
+    assert 'restoreBlob' in peer.call('get_info')['zeo']
     peer.begin(1, tid=tid(5 << 40), status=' ')
     if shared:
         shared_file(storage, 1, 'zeo-x.tmp', b'data')

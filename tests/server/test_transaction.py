@@ -18,6 +18,7 @@ from ZODB.utils import u64
 from ZODB.utils import z64
 
 from tests.server.talk import PATIENCE
+from tests.server.talk import Announcing
 from tests.server.talk import GatedStorage
 from tests.server.talk import SessionPeer
 from tests.server.talk import in_thread
@@ -25,6 +26,7 @@ from tests.server.talk import oid
 from tests.server.talk import records
 from tests.server.talk import tid
 from tests.system.servers import until
+from zeo.errors import ClientDisconnected
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.server.served import Served
@@ -942,6 +944,71 @@ def test_settling_waits_for_a_finish_in_progress(
     storage.gates['finished'].open()
     assert finish.result(PATIENCE) == told
     assert asking.answer(settle) is True
+
+
+class Further(Announcing):
+    """A storage that is a client of another server, which can be asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.can_settle = True
+        self.told: bytes | None = tid(7)
+        self.ids: list[Any] = []
+        self.asked: list[Any] = []
+        self.answer: Any = True
+
+    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = ' ', *, id: Any = None) -> None:
+        self.ids.append(id)
+        super().tpc_begin(transaction)
+
+    def voted_tid(self, transaction: Any) -> bytes | None:
+        assert transaction is self._transaction
+        return self.told
+
+    def settle(self, tid: bytes, id: Any) -> bool:
+        self.asked.append((tid, id, self._transaction))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        committed: bool = self.answer
+        return committed
+
+
+def test_the_server_behind_ours_chooses_the_tid_and_settles_what_became_of_it(
+        serve: Serve, connect: Connect) -> None:
+    storage = Further()
+    served = serve(storage)
+    peer, asking = connect(served), connect(served)
+    peer.begin(77, NEW)
+    assert peer.call('vote', 77, True) == ([], tid(7))
+    assert storage.ids == [77]  # there the transaction has the id that the client will ask with
+    storage.answer = False
+    assert asking.call('settle', tid(7), 77) is False
+    assert storage.asked == [(tid(7), 77, None)]  # asked when ours had been aborted
+    storage.answer = True
+    assert asking.call('settle', tid(9), 78) is True  # of a server that was here before
+    storage.answer = ClientDisconnected('it is away')
+    with pytest.raises(Exception, match='it is away'):
+        asking.call('settle', tid(9), 78)
+
+
+def test_what_the_server_behind_ours_does_not_know_is_not_told(serve: Serve, connect: Connect) -> None:
+    storage = Further()
+    peer = connect(serve(storage))
+    for id, tells_tid, told, result, passed in [
+            (1, False, tid(7), [], None), (2, True, None, ([], None), 2), ('id', True, tid(7), ([], None), None)]:
+        storage.told = told
+        peer.begin(id, NEW)
+        assert peer.call('vote', *(id, True) if tells_tid else (id,)) == result
+        assert storage.ids[-1] == passed
+        peer.call('tpc_abort', id)
+
+
+def test_settling_is_offered_while_the_server_behind_ours_offers_it(serve: Serve, connect: Connect) -> None:
+    storage = Further()
+    peer = connect(serve(storage))
+    for offered in True, False, True:
+        storage.can_settle = offered
+        assert ('settle' in peer.call('get_info')['zeo']) is offered
 
 
 def test_the_metadata_of_a_transaction_reach_the_storage(

@@ -1,12 +1,16 @@
 """Outboxes to sockets: in order, by whoever comes, without ever waiting for a slow client."""
 
+import errno
 import os
+import select
 import socket
 import threading
 import types
 from collections.abc import Callable
 from collections.abc import Iterator
+from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +27,8 @@ from zeo.server.writer import SecureLine
 from zeo.server.writer import Writer
 from zeo.wire.certificates import client_context
 from zeo.wire.certificates import server_context
+
+BLOB = os.urandom(3_000_000)
 
 
 @pytest.fixture
@@ -401,3 +407,135 @@ def test_the_writer_ends_with_lines_in_its_hands() -> None:
 
 def test_a_writer_that_was_never_started_can_be_closed() -> None:
     Writer().close()
+
+
+# ---- files
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / 'file').write_bytes(BLOB)
+    with open(tmp_path / 'file', 'rb') as file:
+        yield file.fileno()
+
+
+@pytest.fixture
+def plain(writer: Writer) -> Iterator[Pair]:
+    pair = Pair(writer)
+    yield pair
+    pair.close()
+
+
+def send_file(pair: Pair, file: int, patience: float = PATIENCE) -> 'Future[bool]':
+    return in_thread(pair.line.send_file, b'<', file, 1, len(BLOB) - 1, b'>', patience)
+
+
+FILE = b'<' + BLOB[1:] + b'>'
+
+
+def test_a_file_is_sent_between_what_was_said_before_and_what_is_said_after(plain: Pair, file: int) -> None:
+    plain.append(b'before')
+    sending = send_file(plain, file)
+    assert plain.read(7) == b'before<'
+    plain.append(b'after')
+    plain.line.push()  # does not wait, and does not come in between
+    assert plain.read(len(FILE) - 1 + 5) == FILE[1:] + b'after'
+    assert sending.result(PATIENCE) is True
+    until(lambda: has_turn(plain.line), 'the turn is given back')
+    assert plain.outbox.size_sent == 6 + len(FILE) + 5
+
+
+def test_a_file_waits_for_what_the_writer_has_to_send(plain: Pair, file: int) -> None:
+    sent = plain.stuff()
+    sending = send_file(plain, file)
+    assert plain.read(sent + len(FILE)) == b'x' * sent + FILE
+    assert sending.result(PATIENCE) is True
+
+
+def test_files_and_messages_from_many_threads_are_all_whole(plain: Pair, file: int) -> None:
+    def say(number: int) -> None:
+        for _ in range(20):
+            plain.append(b'[%d' % number, b'%d]' % number)
+            plain.line.push()
+
+    talking = [in_thread(say, number) for number in range(4)]
+    sending = [send_file(plain, file) for _ in range(4)]
+    received = plain.read(4 * len(FILE) + 4 * 20 * 4)
+    for each in [*talking, *sending]:
+        each.result(PATIENCE)
+    for whole, count in [(FILE, 4), *((b'[%d%d]' % (number, number), 20) for number in range(4))]:
+        assert received.count(whole) == count
+        received = received.replace(whole, b'')
+    assert not received
+
+
+@pytest.mark.parametrize('when', ['before', 'at the writer', 'in the middle'])
+def test_a_file_is_not_sent_to_who_has_left(plain: Pair, file: int, when: str) -> None:
+    if when == 'before':
+        plain.client.close()
+    elif when == 'at the writer':
+        plain.stuff()
+    sending = send_file(plain, file)
+    if when == 'in the middle':
+        plain.read(100)
+    plain.client.close()
+    assert sending.result(PATIENCE) is False and plain.outbox.gone
+    until(lambda: has_turn(plain.line), 'the turn is given back')
+
+
+@pytest.mark.parametrize('stuffed', [False, True])
+def test_who_takes_nothing_of_a_file_for_long_is_given_up(
+        plain: Pair, file: int, stuffed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, '_LOOK_UP', 0.01)
+    if stuffed:
+        plain.stuff()
+    with pytest.raises(TimeoutError, match='does not read'):
+        send_file(plain, file, patience=0.05).result(PATIENCE)
+    assert plain.outbox.gone
+
+
+def test_who_reads_slowly_has_time(plain: Pair, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, '_LOOK_UP', 0.001)
+    sending = send_file(plain, file, patience=0.5)
+    received = b''
+    for _ in range(30):  # the time limit passes often meanwhile
+        received += plain.read(1000)
+        select.select([], [], [], 0.001)
+    received += plain.read(len(FILE) - len(received))
+    assert received == FILE and sending.result(PATIENCE) is True
+
+
+@pytest.mark.parametrize('stuffed', [False, True])
+def test_the_end_of_a_connection_ends_the_sending_of_a_file(plain: Pair, file: int, stuffed: bool) -> None:
+    if stuffed:
+        plain.stuff()
+    sending = send_file(plain, file)
+    if not stuffed:
+        plain.read(100)
+    plain.line.close()
+    assert sending.result(PATIENCE) is False
+    plain.append(b'x')
+    assert send_file(plain, file).result(PATIENCE) is False  # the turn is never given any more
+
+
+def test_a_file_that_ends_early_ends_the_connection_and_is_told(
+        plain: Pair, file: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.truncate(tmp_path / 'file', 1000)
+    assert send_file(plain, file).result(PATIENCE) is False
+    assert plain.outbox.gone and 'a blob cannot be sent: [Errno 5] a blob has become shorter' in caplog.text
+
+
+def test_nothing_is_sent_after_half_a_message(
+        plain: Pair, file: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(sock: socket.socket, head: bytes, *_: Any) -> None:
+        sock.send(head)
+        plain.append(b'by somebody else')
+        raise OSError(errno.EIO, 'the disk is broken')
+
+    monkeypatch.setattr(module.pieces, 'send', fail)
+    assert send_file(plain, file).result(PATIENCE) is False
+    assert plain.read(100) == b'<' and 'the disk is broken' in caplog.text
+
+
+def test_files_cannot_be_sent_over_tls(secure: SecurePair) -> None:
+    assert secure.outbox.send_file is None

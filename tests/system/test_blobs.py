@@ -19,11 +19,13 @@ from ZODB.FileStorage import FileStorage
 from ZODB.interfaces import IBlobStorage, IBlobStorageRestoreable
 from ZODB.POSException import ConflictError, StorageError, Unsupported
 
+from tests.system.certificates import Certificates
 from tests.system.clients import Task
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import PATIENCE, ROOT, Server, file_storage, until
 from zeo.client import blobs as client_blobs
 from zeo.errors import ClientDisconnected, ClientStorageError
+from zeo.wire.certificates import client_context
 
 MB = 1024 * 1024
 
@@ -320,6 +322,44 @@ def test_transactions_are_copied_with_their_blobs(
     assert found == 6
     db.close()
     assert not in_tmp(os.path.join(server.folder, 'blobs'))
+
+
+# ---- long pieces
+
+
+@pytest.mark.parametrize('kind, way, by_kernel', [
+    ('zeo', 'TCP', True), ('zeo', 'Unix', True), ('zeo', 'TLS', False), ('ZEO', 'TCP', False)])
+def test_the_kernel_copies_between_files_and_connections_where_that_is_possible(
+        start_server: Open, person: Open, tmp_path: Path, certificates: Certificates,
+        monkeypatch: pytest.MonkeyPatch, kind: str, way: str, by_kernel: bool) -> None:
+    copied: dict[str, int] = {}
+
+    def counting(name: str) -> Callable[..., int]:
+        function = getattr(os, name)
+
+        def count(*args: Any) -> int:
+            size: int = function(*args)
+            copied[name] = copied.get(name, 0) + size
+            return size
+        return count
+
+    for name in 'sendfile', 'splice':
+        monkeypatch.setattr(os, name, counting(name))
+    options: dict[str, Any] = {}
+    if way == 'TLS':
+        options['ssl'] = client_context(authenticate=certificates.ca)
+    server = start_server(kind, WITH_BLOBS, **(
+        {'unix': True} if way == 'Unix' else {'tls_certificate': certificates.server} if way == 'TLS' else {}))
+    one = person('zeo', server, blob_dir=tmp_path / 'one', **options)
+    data = os.urandom(5 * MB)
+    one.store(x=data, y=data[:1000], z=data[:200_000])
+    assert copied.get('sendfile', 0) == (len(data) + 200_000 if by_kernel else 0)
+    other = person('zeo', server, blob_dir=tmp_path / 'two', **options)
+    assert [other.read(name) for name in 'xyz'] == [data, data[:1000], data[:200_000]]
+    if by_kernel:  # into a pipe and out of it, but for what came together with other messages
+        assert 2 * len(data) * .9 < copied['splice'] <= 2 * (len(data) + 200_000)
+    else:
+        assert not copied
 
 
 # ---- when the connection breaks

@@ -1,6 +1,8 @@
 """Servers whose storage is a client of another server: three levels, and clients on each of them."""
 
+import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from ZODB.POSException import ConflictError
 from ZODB.utils import maxtid, z64
 
 from tests.system.clients import Recorder, Task, hears_of, store
+from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import Server, Storage, file_storage, until
-from zeo.errors import ClientDisconnected
+from tests.system.test_fate import EXCHANGE, commit, in_database
+from zeo.errors import ClientDisconnected, OutcomeUnknown
 
 Open = Callable[..., Any]
 
@@ -287,3 +291,83 @@ def test_a_commit_fails_below_while_there_is_no_server_above(
     later = store_soon(clients['near'], clients['main'].new_oid(), z64, b'after')
     assert later > tid
     all_hear_of(clients, later)
+
+
+# ---- what became of a commit
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('level, direction, step', [
+    ('near', UP, 60), ('near', DOWN, 60), ('main', UP, 60),
+    *(pytest.param(level, direction, 1, marks=pytest.mark.soak) for level in LEVELS for direction in (UP, DOWN))])
+def test_wherever_the_way_to_the_last_server_is_cut_the_outcome_is_told_truly(
+        start_server: Open, open_client: Open, level: str, direction: str, step: int) -> None:
+    """Cut between a server and its client after some bytes of the exchange from vote to the end."""
+    outcomes: Counter[str] = Counter()
+    with contextlib.ExitStack() as at_end:
+        main = server = start_server()
+        for each in LEVELS:
+            address = server.address
+            if each == level:
+                proxy = at_end.enter_context(Proxy(address))
+                address = proxy.address
+            if each != LEVELS[-1]:
+                server = start_server('zeo', {'1': Storage(
+                    f'ClientStorage({address!r}, wait_timeout=60, min_disconnect_poll=.01, max_disconnect_poll=.05)')})
+        direct = open_client('zeo', main, server_sync=True)
+        client = open_client('zeo', address, wait_timeout=60, min_disconnect_poll=.01, max_disconnect_poll=.05)
+        oid = client.new_oid()
+        serial = store(client, oid)
+        for cut in range(0, EXCHANGE[direction], step):
+            record = b'after %d' % cut
+            hears_of(client, serial)
+            proxy.cut_after(cut, direction)
+            try:
+                tid = commit(client, oid, serial, record)
+            except OutcomeUnknown:
+                raise AssertionError(f'the outcome is not known, cut after {cut} bytes') from None
+            except ClientDisconnected:
+                outcomes['not committed'] += 1
+                assert in_database(direct, oid) != record
+                assert direct.getTid(oid) == serial
+            else:
+                outcomes['committed'] += 1
+                assert in_database(direct, oid) == record
+                assert direct.getTid(oid) == tid
+                assert client.lastTransaction() >= tid
+                serial = tid
+            proxy.mend()
+            until(client.is_connected, 'it is connected again')
+            assert client.load(oid)[1] == serial
+        client.close()
+    assert outcomes['not committed'] and outcomes['committed'], outcomes
+
+
+@pytest.mark.parametrize('direction', [UP, DOWN])
+def test_the_outcome_is_told_truly_by_a_server_in_the_middle_that_was_restarted(
+        start_server: Open, open_client: Open, direction: str) -> None:
+    """Cut when the transaction is voted; the server in the middle is killed then, or after it has committed."""
+    main = start_server()
+    middle = start_server('zeo', client_of(main))
+    direct = open_client('zeo', main, server_sync=True)
+    with Proxy(middle.address) as proxy:
+        client = open_client('zeo', proxy.address, wait_timeout=60)
+        oid = client.new_oid()
+        serial = store(client, oid)
+        task = Task(commit, client, oid, serial, b'new', lambda: proxy.cut_after(0, direction))
+        if direction is DOWN:
+            until(lambda: in_database(direct, oid) == b'new', 'it is committed')
+        else:
+            until(lambda: not client.is_connected(), 'the connection is lost')
+        middle.kill()
+        proxy.mend()
+        middle.start()
+        if direction is DOWN:
+            assert task.result() == direct.getTid(oid)
+        else:
+            with pytest.raises(ClientDisconnected, match='was not committed'):
+                task.result()
+            assert direct.getTid(oid) == serial
+        assert client.load(oid) == direct.load(oid)
+        store_soon(client, oid, client.load(oid)[1], b'later')  # nothing is locked
+        client.close()

@@ -24,7 +24,7 @@ ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
 SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.daemon',
            'zeo.server.monitor', 'zeo.server.servicemanager', 'zeo.server.writer',
            'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.outgoing', 'zeo.client.probe',
-           'zeo.client.supervisor', 'zeo.wire.certificates', 'zeo.wire.tls'}
+           'zeo.client.supervisor', 'zeo.wire.certificates', 'zeo.wire.pieces', 'zeo.wire.tls'}
 
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import transaction
 import ZODB
+from persistent import Persistent
 from ZODB.POSException import POSKeyError, StorageError
 from ZODB.tests.PackableStorage import IExternalGC_suite
 from ZODB.utils import maxtid, z64
@@ -145,6 +146,30 @@ def test_references_between_databases_survive_packing(
         database.pack()
     with family['1'].transaction() as connection:
         assert connection.root()['there']['x'] == 1
+
+
+class Creative(Persistent):
+    """Makes another object when its state is asked for, which is when it is committed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getstate__(self) -> Any:
+        self.made = type(self)('made at commit') if self.name == 'first' else None
+        return super().__getstate__()
+
+
+@pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
+def test_objects_that_are_made_while_a_transaction_is_committed_are_in_it(
+        start_server: Open, open_client: Open, databases: Open, kind: str) -> None:
+    server = start_server(kind)
+    one = databases(open_client('zeo', server)).open()
+    one.root()['x'] = Creative('first')
+    transaction.commit()
+    other = databases(open_client('zeo', server)).open()
+    assert other.root()['x'].made.name == 'made at commit'
+    for connection in one, other:
+        connection.close()
 
 
 # ---- when the storage on the server fails

@@ -481,3 +481,44 @@ def test_whose_answer_it_is_can_be_told_of_an_answer_that_cannot_be_decoded(
 @pytest.mark.parametrize('payload', [b'', b'\x80\x03(K', b'\x80\x03(K\x05', b'cos\nsystem\n.'])
 def test_of_other_rubbish_it_cannot(payload: bytes) -> None:
     assert messages.answered_by(payload) is None
+
+
+# ---- long pieces of blobs, whose data go elsewhere
+
+
+def test_where_the_data_of_a_piece_are_can_be_told_from_its_beginning() -> None:
+    data = bytes(300)
+    oid, tid = b'oidoidoi', b'tidtidti'
+    for payload, (header, tail), found in [
+            (b''.join(messages.upload_notice(data))[4:], messages.around_upload(300), messages.upload_in),
+            (b''.join(messages.blob_chunk_notice(oid, tid, data))[4:], messages.around_download(oid, tid, 300),
+             messages.download_in)]:
+        assert header[4:] + data + tail == payload and int.from_bytes(header[:4], 'big') == len(payload)
+        *whose, head, size, end = found(memoryview(payload[:len(header) - 4]), len(payload))  # type: ignore
+        assert (head, size, end) == (len(header) - 4, 300, tail)
+        assert whose in ([], [oid, tid])
+
+
+@pytest.mark.parametrize('kind', ['up', 'down'])
+def test_what_is_not_exactly_the_beginning_of_a_piece_is_none(kind: str) -> None:
+    data = bytes(300)
+    if kind == 'up':
+        found, (header, tail), variable = messages.upload_in, messages.around_upload(300), set[int]()
+    else:
+        head, tail = messages.around_download(b'oidoidoi', b'tidtidti', 300)
+        found, header = messages.download_in, head  # type: ignore[assignment]
+        at = head.index(b'oidoidoi') - 4
+        variable = {*range(at, at + 8), *range(at + 10, at + 18)}
+    payload = header[4:] + data + tail
+    beginning = header[4:]
+    assert found(memoryview(payload), len(payload)) is not None
+    for length in len(payload) - 1, len(payload) + 1, 2**32 - 1:
+        assert found(memoryview(payload), length) is None
+    for size in range(len(beginning)):
+        assert found(memoryview(beginning)[:size], len(payload)) is None
+    for at in set(range(len(beginning))) - variable:
+        altered = bytearray(beginning)
+        altered[at] ^= 1
+        assert found(memoryview(altered), len(payload)) is None
+    short = (messages.around_upload(200) if kind == 'up' else messages.around_download(bytes(8), bytes(8), 200))[0]
+    assert found(memoryview(short[4:]), len(short) - 4 + 200 + len(tail)) is None

@@ -5,7 +5,11 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
-from typing import IO
+from functools import partial
+
+from zeo.wire.messages import download_in
+from zeo.wire.pieces import Destination
+from zeo.wire.pieces import Passing
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +20,7 @@ class Arrivals:
     Each is written to a file in the folder ``temporary``; ``put_in_place`` is called with the path of one that
     is complete, its oid and its tid, and may raise OSError.
 
-    The methods `start`, `add` and `complete` are called by the thread that reads, one at a time; they
+    The methods `start`, `add`, `divert` and `complete` are called by the thread that reads, one at a time; they
     raise nothing, since a full disk is no reason to end the connection.  ``failures`` says by oid and
     tid why a blob could not be stored.
     """
@@ -25,7 +29,7 @@ class Arrivals:
         self._folder = folder
         self._temporary = temporary
         self._put_in_place = put_in_place
-        self._files: dict[tuple[bytes, bytes], tuple[IO[bytes], str]] = {}
+        self._files: dict[tuple[bytes, bytes], tuple[Destination, str]] = {}
         self.failures: dict[tuple[bytes, bytes], OSError] = {}
 
     @property
@@ -40,7 +44,7 @@ class Arrivals:
         self.failures.pop((oid, tid), None)
         try:
             handle, path = tempfile.mkstemp(prefix='zeo-', suffix='.tmp', dir=self._temporary)
-            self._files[oid, tid] = open(handle, 'wb', buffering=0), path
+            self._files[oid, tid] = Destination(open(handle, 'wb', buffering=0)), path
         except OSError as error:
             self._fail((oid, tid), error)
 
@@ -51,11 +55,18 @@ class Arrivals:
             return  # it could not be begun, or written to
         file, _ = found
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest):]
+            file.write(data)
         except OSError as error:
             self._fail((oid, tid), error)
+
+    def divert(self, beginning: memoryview, length: int) -> Passing | None:
+        """If so begins a message with a long piece: have its data go straight to the file, in place of `add`."""
+        found = download_in(beginning, length)
+        if found is None:
+            return None
+        oid, tid, head, size, tail = found
+        blob = self._files.get((oid, tid))
+        return None if blob is None else Passing(head, size, tail, blob[0], partial(self._fail, (oid, tid)))
 
     def complete(self, oid: bytes, tid: bytes) -> None:
         """All of it is there."""

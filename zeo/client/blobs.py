@@ -11,6 +11,8 @@ reader holds a shared `flock`) and none that was written or used in the last mom
 The folder is laid out as ZEO's blob caches are, so one that is there can be taken over.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import IO
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
@@ -41,10 +44,17 @@ from ZODB.utils import u64
 from zeo.client.arrivals import Arrivals
 from zeo.client.arrivals import unlink
 from zeo.errors import ClientStorageError
+from zeo.wire.messages import around_upload
+from zeo.wire.messages import upload_notice
+from zeo.wire.pieces import cut
+
+if TYPE_CHECKING:
+    from zeo.client.channel import Channel
 
 logger = logging.getLogger(__name__)
 
-#: Blobs are sent in pieces of so many bytes.  Longer ones are slow in servers that read 256 KB at a time.
+#: Blobs are sent in pieces of so many bytes, unless the server can do with longer ones: those that read 256 KB
+#: at a time are slow then.
 PIECE = 120_000
 
 #: Files that were written or used within so many seconds are not removed to make room.
@@ -105,6 +115,19 @@ def open_blobs(folder: str, shared: bool, size: int | None, check: int) -> Blobs
     if shared:
         return SharedBlobs(folder)
     return BlobCache(folder, size, check)
+
+
+def upload(path: str, channel: Channel, large: bool) -> None:
+    """Send the data of a blob, in pieces that may be ``large``."""
+    with open(path, 'rb', buffering=0) as file:
+        whole = os.fstat(file.fileno()).st_size
+        if large and whole > PIECE:
+            for at, size in cut(whole):
+                head, tail = around_upload(size)
+                channel.post_file(head, file.fileno(), at, size, tail)
+        else:
+            while piece := file.read(PIECE):
+                channel.post_frame(upload_notice(piece))
 
 
 class CacheLayout:

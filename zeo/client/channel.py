@@ -58,6 +58,7 @@ from zeo.wire.messages import notice as encode_notice
 from zeo.wire.messages import request as encode_request
 
 if TYPE_CHECKING:
+    from zeo.wire.pieces import Divert
     from zeo.wire.tls import Tls
 
 logger = logging.getLogger(__name__)
@@ -132,8 +133,8 @@ class Channel:
     """
 
     __slots__ = (
-        'address', 'notices', 'ended', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn', '_parked',
-        '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded',
+        'address', 'notices', 'ended', 'copies_files', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn',
+        '_parked', '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded',
         '_pulsing', '_asked', '_silent', '__weakref__')
 
     def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
@@ -142,6 +143,8 @@ class Channel:
         self.notices = notices
         #: None, or why the connection is at its end; set before anybody is told
         self.ended: str | None = None
+        #: whether the kernel may copy between files and the socket
+        self.copies_files = tls is None
         self._sock = sock
         self._recv_into: Callable[[memoryview], int]
         self._outgoing: Outgoing
@@ -225,6 +228,21 @@ class Channel:
             self._outgoing.post(frame)
         finally:
             del self._inside[me]
+
+    def post_file(self, head: bytes, file: int, at: int, size: int, tail: bytes) -> None:
+        """The same with a message that has so many bytes of a file in the middle; only if `copies_files`."""
+        me = self._enter()
+        try:
+            if self.ended is not None:
+                raise self._error()
+            self._outgoing.send_file(head, file, at, size, tail)
+        finally:
+            del self._inside[me]
+
+    def divert(self, divert: Divert) -> None:
+        """Who is asked where the data of long messages are to go, if `copies_files`."""
+        if self.copies_files:
+            self._inbox.divert = divert
 
     def flush(self) -> None:
         """Send what was posted."""
@@ -358,14 +376,15 @@ class Channel:
 
     def _receive(self, inbox: Inbox) -> bytes | bytearray | None:
         """Wait for more; a message, if it is there as a whole now."""
+        passing = inbox.passing
         try:
-            size = self._recv_into(inbox.buffer())
+            size = self._recv_into(inbox.buffer()) if passing is None else inbox.pass_on(self._sock)
         except BlockingIOError:  # SO_RCVTIMEO: nothing came for a while
             self._hear_nothing()
             return None
         if not size:
             raise ConnectionError('the server closed the connection')
-        return inbox.received(size)
+        return inbox.received(size) if passing is None else inbox.next()
 
     def _hear_nothing(self) -> None:
         """One wait was in vain.  Raises `TimeoutError` if the server can be taken for dead."""

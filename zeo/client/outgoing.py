@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from zeo.wire import pieces
 from zeo.wire.framing import Frame
 
 if TYPE_CHECKING:
@@ -74,6 +75,25 @@ class Outgoing:
             self._size += size
             if self._size >= POSTED_UP_TO:
                 self._transmit(())
+
+    def send_file(self, head: bytes, file: int, at: int, size: int, tail: bytes) -> None:
+        """Send what was posted, then a message with so many bytes of a file in the middle; not with TLS.
+
+        The kernel may wait for what comes next before it sends the last bytes of it.
+        """
+        with self._lock:
+            self._transmit(())
+            self.stuck = True  # it cannot be known before
+            self._ring()
+            try:
+                pieces.send(self._sock, head, file, at, size, tail, _nobody_counts)
+            except OSError as error:
+                self._failed(error)
+            except BaseException as error:  # perhaps in the middle of a frame
+                self._failed(error)
+                raise
+            finally:
+                self.stuck = False
 
     def beat(self, frame: Frame) -> bool:
         """Send a sign of life, unless there are better ones; never waits.  Whether it was sent."""
@@ -132,6 +152,10 @@ class Outgoing:
             raise TimeoutError('the server has read nothing for too long') from None
         finally:
             self.stuck = False
+
+
+def _nobody_counts(count: int) -> None:
+    pass
 
 
 class SecureOutgoing(Outgoing):

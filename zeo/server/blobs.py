@@ -20,7 +20,10 @@ from typing import Any
 from ZODB.interfaces import IBlobStorageRestoreable
 
 from zeo.server.outbox import Outbox
+from zeo.server.outbox import SendFile
 from zeo.wire import messages
+from zeo.wire.pieces import Destination
+from zeo.wire.pieces import cut
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +35,35 @@ BACKLOG = 512 * 1024
 PATIENCE = 300.0
 
 
+#: When so many bytes have arrived, the system begins to write them to the disk.
+WRITE_AT = 4 * 1024 * 1024
+
 #: Temporary files that are older than this, in seconds, were left behind by a server that was killed.
 LEFT_BEHIND = 24 * 3600.0
 
 _PREFIX = 'zeo-'
+
+
+class _Upload(Destination):
+    """The file of a blob that is arriving.
+
+    Its data have to be on the disk before a vote is answered.  So they are on their way there while more
+    arrives, and in the end there is little to wait for.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self._begun = 0  # to be written, of so many bytes
+
+    def _wrote(self, count: int) -> None:
+        self.size += count
+        if self.size - self._begun >= WRITE_AT and hasattr(os, 'posix_fadvise'):
+            # Linux forgets what it has on disk, and begins to write what it has not: all of it.
+            os.posix_fadvise(self.fileno(), self._begun, self.size - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = self.size
+
+    def settle(self) -> None:
+        os.fdatasync(self.fileno())
 
 
 class Uploads:
@@ -47,7 +75,7 @@ class Uploads:
 
     def __init__(self, storage: Any) -> None:
         self._folder: str = os.path.abspath(storage.temporaryDirectory())
-        self._arriving: IO[bytes] | None = None
+        self._arriving: _Upload | None = None
         self._files: list[str] = []
 
     def start(self) -> None:
@@ -55,16 +83,22 @@ class Uploads:
             raise ValueError('a blob starts before the one before has ended')
         handle, path = tempfile.mkstemp(prefix=_PREFIX, suffix='.tmp', dir=self._folder)
         self._files.append(path)
-        self._arriving = open(handle, 'wb', buffering=0)
+        self._arriving = _Upload(open(handle, 'wb', buffering=0))
+
+    @property
+    def arriving(self) -> Destination:
+        """Where the pieces go of the blob that has started."""
+        if self._arriving is None:
+            raise ValueError('a piece of a blob that has not started')
+        return self._arriving
 
     def chunk(self, data: bytes | memoryview) -> None:
-        file = self._arriving
-        if file is None:
-            raise ValueError('a piece of a blob that has not started')
-        rest = memoryview(data)
-        with _naming(self._files[-1]):
-            while rest:
-                rest = rest[file.write(rest):]
+        with _naming(self._files[-1] if self._files else ''):
+            self.arriving.write(data)
+
+    def named(self, error: OSError) -> OSError:
+        """The same error with the name of the file that is arriving."""
+        return OSError(error.errno, error.strerror, self._files[-1])
 
     def end(self) -> str:
         """The blob is complete, and on disk; returns the path of its file."""
@@ -73,7 +107,7 @@ class Uploads:
             raise ValueError('the end of a blob that has not started')
         path = self._files[-1]
         with _naming(path):
-            os.fdatasync(file.fileno())  # the storage only renames it, and then its commit is answered
+            file.settle()  # the storage only renames it, and then its commit is answered
             self._arriving = None
             file.close()
         return path
@@ -148,21 +182,42 @@ def remove_leftovers(storage: Any) -> None:
                     logger.info('%s: removed, as it was left behind', file.path)
 
 
-def send(storage: Any, outbox: Outbox, oid: bytes, tid: bytes) -> None:
+def send(storage: Any, outbox: Outbox, oid: bytes, tid: bytes, large: bool = False) -> None:
     """Send the blob of a revision to a client that waits for it; the reply is up to the caller.
 
-    Other messages may come between its pieces, also those of another blob: each says whose it is.
+    Other messages may come between its pieces, also those of another blob: each says whose it is.  The
+    pieces may be ``large``, if the client can do with that.
 
     Raises `POSKeyError` if there is no such blob, and then has sent nothing; `OSError` if its file
     cannot be read; `TimeoutError` if the client does not read.
     """
     with storage.openCommittedBlobFile(oid, tid) as file:
         outbox.append(messages.notice('receiveBlobStart', (oid, tid)))
-        while chunk := file.read(CHUNK):
-            if not outbox.append(messages.blob_chunk_notice(oid, tid, chunk)):
-                return  # the client is gone
-            if outbox.backlog > BACKLOG:
-                outbox.deliver()
-                if not outbox.wait_for_room(BACKLOG // 2, PATIENCE):
-                    raise TimeoutError('the client does not read')
-        outbox.append(messages.notice('receiveBlobStop', (oid, tid)))
+        size = os.fstat(file.fileno()).st_size
+        if large and size > CHUNK and outbox.send_file is not None:
+            sent = _send_large(outbox.send_file, file.fileno(), size, oid, tid)
+        else:
+            sent = _send_small(outbox, file, oid, tid)
+        if sent:
+            outbox.append(messages.notice('receiveBlobStop', (oid, tid)))
+
+
+def _send_small(outbox: Outbox, file: IO[bytes], oid: bytes, tid: bytes) -> bool:
+    """False if the client is gone."""
+    while chunk := file.read(CHUNK):
+        if not outbox.append(messages.blob_chunk_notice(oid, tid, chunk)):
+            return False
+        if outbox.backlog > BACKLOG:
+            outbox.deliver()
+            if not outbox.wait_for_room(BACKLOG // 2, PATIENCE):
+                raise TimeoutError('the client does not read')
+    return True
+
+
+def _send_large(send_file: SendFile, file: int, whole: int, oid: bytes, tid: bytes) -> bool:
+    """The same without reading the file here."""
+    for at, size in cut(whole):
+        head, tail = messages.around_download(oid, tid, size)
+        if not send_file(head, file, at, size, tail, PATIENCE):
+            return False
+    return True

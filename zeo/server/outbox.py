@@ -40,6 +40,10 @@ LIMIT = 64 * 1024 * 1024
 #: So many frames are looked at to tell how far behind a client is.
 LOOK_AT = 10_000
 
+#: Sends, at once: what stands before the data, the file's number, where the data begin, how many bytes they are,
+#: and what stands after them; and how many seconds the client may take nothing.  False if it is gone.
+SendFile = Callable[[bytes, int, int, int, bytes, float], bool]
+
 _ANNOUNCEMENT = b'invalidateTransaction'
 
 
@@ -60,14 +64,15 @@ class Outbox:
     """The frames still to be sent over one connection, first in, first out.
 
     Any thread may append.  ``deliver`` is called without arguments, and with no mutex held, by those
-    who appended and want it sent.  ``published`` and ``announced`` (a tid) grow with each announcement;
+    who appended and want it sent; ``send_file`` is `zeo.server.writer.Line.send_file`, None where files cannot be
+    sent.  ``published`` and ``announced`` (a tid) grow with each announcement;
     ``backlog`` and ``size_sent`` are in bytes, ``gone`` is final, ``condemned`` tells that the client did
     not keep up.  All of them may be read without the mutex; who has the turn to write counts
     ``size_sent``.
     """
 
     __slots__ = ('published', 'announced', 'backlog', 'gone', 'condemned', 'deliver', 'limit',
-                 'size_sent', '_parts', '_mutex', '_changed', '_waiting', '_watched', '_touched')
+                 'send_file', 'size_sent', '_parts', '_mutex', '_changed', '_waiting', '_watched', '_touched')
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.published = 0
@@ -78,6 +83,7 @@ class Outbox:
         self.limit = limit
         self.size_sent = 0
         self.deliver: Callable[[], None] = _nobody_delivers
+        self.send_file: SendFile | None = None
         self._parts: deque[bytes | memoryview] = deque()
         self._mutex = threading.Lock()
         # Notified, if `_waiting`, when something was announced, when there is more room, and at

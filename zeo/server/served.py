@@ -118,6 +118,8 @@ class Served:
         self._last_chosen: bytes = z64
         self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
                             and IStorageRestoreable.providedBy(storage))
+        # A storage that is itself a client (`ClientStorage`): the server behind it chooses, and is asked.
+        self.asks_further = hasattr(storage, 'settle')
         self._invalidation_age = invalidation_age
         self._helpers: set[threading.Thread] = set()
         # Whether the storage finds conflicts in a way that does not look into what a client sent.
@@ -191,7 +193,8 @@ class Served:
     @property
     def extensions(self) -> tuple[str, ...]:
         """What this server can do beyond the protocol for clients that ask for it."""
-        return ('verify', 'figures', *(['settle'] if self._can_choose else []))
+        can_settle = self.storage.can_settle if self.asks_further else self._can_choose
+        return ('verify', 'figures', *(['settle'] if can_settle else []))
 
     def sizes(self) -> dict[str, int]:
         """What ``info`` notices tell."""
@@ -299,6 +302,11 @@ class Served:
         transaction = self.told.get(tid)
         if transaction is not None and transaction.id == id:
             transaction.settle()
+        if self.asks_further:
+            # The transaction has the same id there.  Whatever connection it was on there, this one or one
+            # that was lost before, nothing can finish it after this answer.
+            committed: bool = self.storage.settle(tid, id)
+            return committed
         with self._transactions(tid, tid) as transactions:
             return any(each.tid == tid for each in transactions)
 

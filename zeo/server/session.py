@@ -47,6 +47,7 @@ from zeo.server.transaction import Answer
 from zeo.server.transaction import Transaction
 from zeo.server.transaction import log_failure
 from zeo.wire import messages
+from zeo.wire import pieces
 from zeo.wire.messages import METHODS
 from zeo.wire.messages import PickledId
 from zeo.wire.messages import load_of
@@ -305,7 +306,10 @@ class Session:
 
     def get_info(self) -> dict[str, Any]:
         assert self._served is not None
-        return self._served.info()
+        info = self._served.info()
+        if self._limits.max_message >= pieces.LONGEST_MESSAGE:
+            info[messages.EXTENSIONS] += ('pieces',)
+        return info
 
     def lastTransaction(self) -> bytes:
         assert self._served is not None
@@ -501,6 +505,25 @@ class Session:
         self._transaction.count(len(data))
         uploads.chunk(data if isinstance(data, memoryview) else _bytes(data))
 
+    def divert(self, beginning: memoryview, length: int) -> pieces.Passing | None:
+        """If so begins a message with a long piece of a blob: have its data go straight to the file.
+
+        If it does not, or something is wrong with it, or with the transaction, it is handled as others are.
+        """
+        found = messages.upload_in(beginning, length)
+        if found is None:
+            return None
+        head, size, tail = found
+        transaction = self._current()
+        try:
+            uploads = self._uploading()
+            arriving = uploads.arriving
+            assert transaction is not None
+            transaction.count(size)
+        except Exception:
+            return None
+        return pieces.Passing(head, size, tail, arriving, lambda error: transaction.fail(uploads.named(error)))
+
     def storeBlobEnd(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
         transaction = self._in_progress(id)
         path = self._uploading().end()
@@ -541,10 +564,10 @@ class Session:
             raise StorageTransactionError('a blob is sent without a transaction')
         return transaction.uploads
 
-    def sendBlob(self, answer: Answer, oid: bytes, tid: bytes) -> None:
+    def sendBlob(self, answer: Answer, oid: bytes, tid: bytes, large: bool = False) -> None:
         self._need_blobs()
         self._beside('blob', answer,
-                     partial(blobs.send, self._storage, self.outbox, _oid(oid), _tid(tid)))
+                     partial(blobs.send, self._storage, self.outbox, _oid(oid), _tid(tid), bool(large)))
 
     def _need_blobs(self) -> None:
         if not IBlobStorage.providedBy(self._storage):

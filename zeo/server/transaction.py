@@ -23,6 +23,7 @@ from collections.abc import Callable
 from collections.abc import Container
 from typing import Any
 
+from transaction.interfaces import TransientError
 from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
@@ -221,6 +222,8 @@ class Transaction:
             conflicts = list(self._conflicts.values())
             if not conflicts:
                 self._report(self._served.storage.tpc_vote(self._meta))
+                if self._served.asks_further:
+                    tid = self._served.storage.voted_tid(self._meta) if self._same_id else None
         except BaseException as failure:  # whatever it is, the lock must not be kept
             error = failure
             self._outcome = f'failed: {type(failure).__name__}'
@@ -276,7 +279,9 @@ class Transaction:
             self._served.method('restore')  # storages without it do not take a tid either
         elif self._tell_tid:
             tid = self._served.choose_tid()
-        if tid is not None:
+        if self._served.asks_further:
+            storage.tpc_begin(self._meta, tid, self._status, id=self.id if self._same_id else None)
+        elif tid is not None:
             storage.tpc_begin(self._meta, tid, self._status)
         else:
             storage.tpc_begin(self._meta)
@@ -292,6 +297,11 @@ class Transaction:
             oid = each[0] if isinstance(each, tuple) else each  # (oid, serial) in older storages
             self._reported[oid] = None
             self._changed[oid] = None
+
+    @property
+    def _same_id(self) -> bool:
+        """Whether the server behind ours is to know the transaction by the id that its client has chosen."""
+        return self._tell_tid and type(self.id) is int
 
     # ---- the operations, during replay ----------------------------------------------
 
@@ -383,9 +393,11 @@ class Transaction:
             served.statistics.commits += 1
             self._outcome = f'committed as {tids[0].hex()}'
             served.statistics.finish.observe(time.perf_counter() - begin)
-        except BaseException:
+        except BaseException as error:
+            of_the_network = isinstance(error, TransientError)  # of a storage that is a client itself
             logger.critical('%s: a transaction failed while it was being finished; everybody is'
-                            ' disconnected', self.client, exc_info=True)
+                            ' disconnected%s', self.client, f': {error}' if of_the_network else '',
+                            exc_info=not of_the_network)
             self._abort_storage()  # should it still be in progress there; else this does nothing
             served.hang_up_on_everybody()
             raise

@@ -17,6 +17,7 @@ import logging
 import select
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zeo.server.outbox import Outbox
+from zeo.wire import pieces
 
 if TYPE_CHECKING:
     from zeo.wire.tls import Tls
@@ -44,6 +46,9 @@ DONT_WAIT = socket.MSG_DONTWAIT
 
 #: So many bytes are encrypted at a time.
 _SEALED_AT_A_TIME = 256 * 1024
+
+#: Who sends a file looks so often, in seconds, whether the connection has ended.
+_LOOK_UP = 1.0
 
 #: How long in seconds the end of a connection waits for a thread that is just sending.
 CLOSING_PATIENCE = 10.0
@@ -66,7 +71,9 @@ class Line:
         # Guards `_closed`, and the socket against being closed while it is shut down; a leaf.
         self._ending = threading.Lock()
         self._closed = False
+        self._sends_files = False  # whether it was set up for that
         outbox.deliver = self.push
+        outbox.send_file = self.send_file
 
     def push(self, patience: float = 0.0) -> None:
         """Send what is in the outbox; wait for the client at most ``patience`` seconds in all.
@@ -126,6 +133,57 @@ class Line:
             if sent:
                 rest[0] = memoryview(rest[0])[sent:]
 
+    def send_file(self, head: bytes, file: int, at: int, size: int, tail: bytes, patience: float) -> bool:
+        """Send a message with so many bytes of a file in the middle, after what is in the outbox.
+
+        The calling thread has the turn for as long as the client takes to read that, so never may one that
+        commits call this.  False if the client is gone.  If it takes nothing for ``patience`` seconds,
+        `TimeoutError`: it is gone then, too, since half a message may be sent.
+        """
+        outbox = self.outbox
+        until = time.monotonic() + patience
+
+        def sent(count: int) -> None:
+            nonlocal until
+            now = time.monotonic()
+            if count:
+                outbox.size_sent += count
+                until = now + patience
+            if outbox.gone:
+                raise ConnectionError
+            if now > until:
+                raise TimeoutError('the client does not read')
+
+        so_far = outbox.size_sent
+        try:
+            while not self._turn.acquire(timeout=_LOOK_UP):
+                sent(0)
+                if outbox.size_sent != so_far:  # by the writer
+                    so_far, until = outbox.size_sent, time.monotonic() + patience
+            try:
+                while not self.send(_LOOK_UP):
+                    sent(0)
+                if not self._sends_files:
+                    self._sends_files = True
+                    self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO,
+                                         struct.pack('ll', int(_LOOK_UP), int(_LOOK_UP % 1 * 1e6)))
+                sent(0)
+                pieces.send(self.sock, head, file, at, size, tail, sent)
+                return True
+            except BaseException:
+                outbox.end()  # there may be half a message
+                raise
+            finally:
+                self._turn.release()
+                self.push()
+        except OSError as error:
+            self.hang_up()
+            if isinstance(error, TimeoutError) and error.errno is None:
+                raise  # else it is the network's
+            if not isinstance(error, (ConnectionError, TimeoutError)):
+                logger.error('%s: a blob cannot be sent: %s', threading.current_thread().name, error)
+            return False
+
     def _wait(self, seconds: float) -> bool:
         """Wait until the kernel takes more; True also if the connection has ended."""
         poll = select.poll()
@@ -168,6 +226,7 @@ class SecureLine(Line):
         super().__init__(sock, outbox, writer)
         self._tls = tls
         self._take = self._take_sealed
+        outbox.send_file = None
         tls.answer = self._answer
 
     def _take_sealed(self) -> list[bytes]:

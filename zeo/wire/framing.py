@@ -4,9 +4,18 @@ A frame is a length N as four bytes, unsigned and big-endian, then N bytes of pa
 stream consists of frames and nothing else.
 """
 
+from __future__ import annotations
+
 from struct import Struct
+from typing import TYPE_CHECKING
 
 from zeo.errors import ProtocolError
+
+if TYPE_CHECKING:
+    import socket
+
+    from zeo.wire.pieces import Divert
+    from zeo.wire.pieces import Passing
 
 #: One whole frame, header included, in parts to be sent one after the other.  Long records keep a
 #: part of their own, so that putting a frame together does not copy them.
@@ -50,13 +59,17 @@ class Inbox:
     right to read.
 
     ``limit`` is the length in bytes of the longest acceptable payload and may be changed at any time.
-    ``size`` is how many bytes are received at a time when many come.
+    ``size`` is how many bytes are received at a time when many come.  ``divert`` may send the data of a long
+    payload elsewhere, which is no payload then; while ``passing`` is not None, `pass_on` receives.
     """
 
-    __slots__ = ('limit', '_size', '_buffer', '_view', '_start', '_end', '_long', '_length', '_filled')
+    __slots__ = ('limit', 'divert', 'passing', '_size', '_buffer', '_view', '_start', '_end', '_long',
+                 '_length', '_filled')
 
     def __init__(self, limit: int = LONGEST, size: int = 64 * 1024) -> None:
         self.limit = limit
+        self.divert: Divert | None = None
+        self.passing: Passing | None = None
         self._size = size
         self._buffer = bytearray(min(size, _SMALL))
         self._view = memoryview(self._buffer)
@@ -127,6 +140,8 @@ class Inbox:
         if len(self._buffer) < length + 4 <= self._size:
             self._grow()
         if length + 4 > len(self._buffer):
+            if self.divert is not None and self._pass(self.divert, length):
+                return None
             self._long = bytearray(min(length, max(_FIRST_STEP, have)))
             self._long[:have - 4] = self._view[start + 4:self._end]
             self._length = length
@@ -135,6 +150,40 @@ class Inbox:
         elif end > len(self._buffer):
             self._to_front()
         return None
+
+    def _pass(self, divert: Divert, length: int) -> bool:
+        """Whether the data of the long payload that begins here go elsewhere; those that are here are gone."""
+        at = self._start + 4
+        passing = divert(self._view[at:self._end], length)
+        if passing is None:
+            return False
+        at += passing.head
+        end = min(self._end, at + passing.left)
+        passing.take(self._view[at:end])
+        self._start = end
+        self._to_front()
+        self.passing = passing
+        return True
+
+    def pass_on(self, sock: socket.socket) -> int:
+        """Receive once, while ``passing``; how many bytes, 0 at the end of the stream.
+
+        Raises what `socket.recv` raises, and `ProtocolError` if the payload does not end as it has to.
+        """
+        passing = self.passing
+        assert passing is not None
+        if passing.left:
+            return passing.receive(sock)
+        # No more than the end, and how the next one begins, so that its data can be passed on, too.
+        tail = passing.tail
+        count = sock.recv_into(self._view[self._end:len(tail) + 4 + passing.head])
+        self._end += count
+        if self._end >= len(tail):
+            if self._view[:len(tail)] != tail:
+                raise ProtocolError('a piece of a blob does not end as it has to')
+            self._start = len(tail)
+            self.passing = None
+        return count
 
     def _grow(self) -> None:
         buffer = bytearray(self._size)

@@ -40,6 +40,9 @@ from zeo.wire.framing import frame
 #: ``settle``
 #:     ``vote(id, True)`` returns ``(usual result, tid)``; ``settle(tid, id)``, asked on a later
 #:     connection, ends that transaction if it is still in doubt and says whether it is committed.
+#: ``pieces``
+#:     Pieces of blobs may have up to `zeo.wire.pieces.LARGEST` bytes, and ``sendBlob(oid, tid, True)`` is
+#:     answered in such; without that they have `zeo.server.blobs.CHUNK` bytes at most.
 #: ``figures``
 #:     ``figures()``: what `zeo.server.figures` tells of the server, as plain values; ``stop_pack()``:
 #:     stop the pack in progress, if that is possible: whether it is.
@@ -489,12 +492,40 @@ def info_notice(length: int, size: int) -> Frame:
 
 _IS_BLOB_CHUNK = _START + _IS_NOTICE + _pickled_text('receiveBlobChunk') + _8
 _ENDS_DOWNLOAD = b'\x87' + _END
+_DOWNLOAD_HEAD = len(_IS_BLOB_CHUNK) + 18 + 5
 
 
 def blob_chunk_notice(oid: bytes, tid: bytes, data: bytes) -> Frame:
     """``receiveBlobChunk(oid, tid, data)``; a long piece is not copied."""
     return frame(_IS_BLOB_CHUNK + oid + _8 + tid + _pickled_bytes_head(len(data)), data,
                  _ENDS_DOWNLOAD)
+
+
+def around_download(oid: bytes, tid: bytes, size: int) -> tuple[bytes, bytes]:
+    """What stands before and after so many bytes of data (more than 255) in ``receiveBlobChunk``."""
+    head = _IS_BLOB_CHUNK + oid + _8 + tid + _pickled_bytes_head(size)
+    return HEADER.pack(len(head) + size + len(_ENDS_DOWNLOAD)) + head, _ENDS_DOWNLOAD
+
+
+def download_in(beginning: memoryview, length: int) -> tuple[bytes, bytes, int, int, bytes] | None:
+    """If so begins a long ``receiveBlobChunk`` of so many bytes: oid and tid, and where the data are.
+
+    That is how many bytes stand before them, how many they are, and what has to stand after them.
+    """
+    head = bytes(beginning[:_DOWNLOAD_HEAD])
+    at = len(_IS_BLOB_CHUNK)
+    if head[:at] != _IS_BLOB_CHUNK or head[at + 8:at + 10] != _8:
+        return None
+    size = _long_bytes(head, _DOWNLOAD_HEAD, length - len(_ENDS_DOWNLOAD))
+    return None if size is None else (head[at:at + 8], head[at + 10:at + 18], len(head), size, _ENDS_DOWNLOAD)
+
+
+def _long_bytes(head: bytes, whole: int, end: int) -> int | None:
+    """The length of the bytes whose pickle begins with the last 5 of ``whole`` and ends at ``end``, if so it does."""
+    if len(head) < whole or head[-5] != 0x42:
+        return None
+    size: int = _length4_at(head, whole - 4)[0]
+    return size if whole + size == end else None
 
 
 def _download_of(data: bytes | bytearray) -> FromServer | None:
@@ -510,12 +541,28 @@ def _download_of(data: bytes | bytearray) -> FromServer | None:
 
 _IS_UPLOAD = _START + _IS_NOTICE + _pickled_text('storeBlobChunk')
 _ENDS_UPLOAD = b'\x85' + _END
+_UPLOAD_HEAD = len(_IS_UPLOAD) + 5
 
 
 def upload_notice(data: bytes) -> Frame:
     """``storeBlobChunk(data)``; it is not copied."""
     head = _IS_UPLOAD + _pickled_bytes_head(len(data))
     return HEADER.pack(len(head) + len(data) + len(_ENDS_UPLOAD)) + head, data, _ENDS_UPLOAD
+
+
+def around_upload(size: int) -> tuple[bytes, bytes]:
+    """What stands before and after so many bytes of data (more than 255) in ``storeBlobChunk``."""
+    head = _IS_UPLOAD + _pickled_bytes_head(size)
+    return HEADER.pack(len(head) + size + len(_ENDS_UPLOAD)) + head, _ENDS_UPLOAD
+
+
+def upload_in(beginning: memoryview, length: int) -> tuple[int, int, bytes] | None:
+    """If so begins a long ``storeBlobChunk`` of so many bytes: where the data are, as in `download_in`."""
+    head = bytes(beginning[:_UPLOAD_HEAD])
+    if head[:len(_IS_UPLOAD)] != _IS_UPLOAD:
+        return None
+    size = _long_bytes(head, _UPLOAD_HEAD, length - len(_ENDS_UPLOAD))
+    return None if size is None else (len(head), size, _ENDS_UPLOAD)
 
 
 def _upload_of(data: bytes | bytearray) -> FromClient | None:
@@ -606,7 +653,7 @@ METHODS: dict[str, Method] = {
     'storeBlobChunk': Method(1, 1),
     'storeBlobEnd': Method(4, 4),
     'storeBlobShared': Method(5, 5),
-    'sendBlob': Method(2, 2),
+    'sendBlob': Method(2, 3),
     'restoreBlobEnd': Method(5, 5),
     'restoreBlobShared': Method(6, 6),
     # iteration
