@@ -29,6 +29,7 @@ from tests.server.talk import tid
 from tests.system.servers import until
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.server import jobs
 from zeo.server import session as module
 from zeo.server.served import Served
 from zeo.wire.messages import HEARTBEAT
@@ -367,8 +368,8 @@ def test_what_may_take_long_does_not_hold_up_its_own_client(
 
 def test_one_client_has_only_so_many_threads_and_all_its_requests_are_answered(
         served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'HELPERS', 2)
-    monkeypatch.setattr(module, 'MOST_JOBS', 10)
+    monkeypatch.setattr(jobs, 'HELPERS', 2)
+    monkeypatch.setattr(jobs, 'MOST_JOBS', 10)
     gate, running, most = threading.Semaphore(0), [], []
 
     def slow(*_: Any) -> list[Any]:
@@ -393,13 +394,15 @@ def test_one_client_has_only_so_many_threads_and_all_its_requests_are_answered(
 
 
 def test_without_another_thread_a_request_is_refused_and_not_forgotten(
-        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, 'start', start)
     with pytest.raises(ServerException, match="can't start new thread"):
         peer.call('verify', b'')
+    assert not [record for record in caplog.records if record.exc_info]
     peer.commit(oid(1), b'record')  # this needs no new thread
     monkeypatch.undo()
     assert peer.call('verify', b'') == b''
@@ -688,6 +691,73 @@ def test_votes_and_finishes_never_wait_for_a_client_that_does_not_read(
     peer.ask('tpc_finish', 1)
     peer.ask('tpc_abort', 1)
     assert len(served.storage) == 1
+
+
+@pytest.mark.parametrize('name, args', [
+    ('ping', ()), ('get_info', ()), ('new_oids', ()), ('tpc_begin', (5, b'', b'', {})), ('pack', ('soon',)),
+    ('vote', (2,)), ('tpc_finish', (2,)), ('tpc_finish', (1,)), ('tpc_abort', (2,))])
+def test_whatever_is_asked_for_what_is_unread_is_limited(
+        served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch, name: str, args: tuple[Any, ...]) -> None:
+    monkeypatch.setattr(module, 'ROOM', 1000)
+    monkeypatch.setattr(module, 'ROOM_PATIENCE', .01)
+    peer = connect(served)
+    peer.outbox.limit = 50_000
+    unread(peer)
+    peer._listen = lambda: None  # type: ignore[method-assign]
+    peer.begin(1)
+    with pytest.raises(ProtocolError, match='does not read'):
+        for _ in range(10_000):
+            peer.ask(name, *args)
+    assert peer.outbox.backlog < 60_000
+
+
+@pytest.mark.parametrize('end', ['tpc_finish', 'tpc_abort'])
+def test_what_ends_a_voted_transaction_waits_for_nobody(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    peer.begin(1, (oid(1), z64, b'record'))
+    peer.call('vote', 1)
+    unread(peer)
+    with monkeypatch.context() as context:
+        context.setattr(module, 'ROOM', 1000)
+        context.setattr(peer, '_listen', lambda: None)
+        peer.outbox.append((b'x' * 20_000,))
+        peer.outbox.limit = 10_000
+        peer.ask(end, 1)
+        assert served.lock.holder is None
+
+
+def test_what_is_done_beside_waits_for_room_as_well(
+        served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'ROOM', 1000)
+    monkeypatch.setattr(served.storage, 'supportsUndo', lambda: True, raising=False)
+    gate = threading.Semaphore(0)
+    monkeypatch.setattr(jobs, 'HELPERS', 1)
+    monkeypatch.setattr(served.storage, 'undoLog', lambda *_: gate.acquire() and [b'x' * 2000], raising=False)
+    peer = connect(served)
+    requests = [peer.ask('undoLog') for _ in range(10)]
+    listen = peer._listen
+    unread(peer)
+    peer._listen = lambda: None  # type: ignore[method-assign]
+    for _ in requests:
+        gate.release()
+    until(lambda: peer.outbox._waiting, 'it waits for room')
+    assert peer.outbox.backlog < 5000
+    peer._listen = peer.outbox.deliver = listen  # type: ignore[method-assign]
+    listen()
+    assert [peer.answer(request) for request in requests] == [[b'x' * 2000]] * 10
+
+
+def test_who_reads_nothing_of_what_was_done_beside_is_given_up(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'ROOM', 1000)
+    monkeypatch.setattr(module, 'ROOM_PATIENCE', .01)
+    unread(peer)
+    with monkeypatch.context() as context:
+        context.setattr(peer, '_listen', lambda: None)
+        peer.outbox.append((b'x' * 2000,))
+        peer.tell('pack', 1.0)  # which waits for room before it is begun
+        until(lambda: peer.hung_up, 'it is disconnected')
+    assert peer.outbox.condemned
 
 
 # ---- announcements that come late

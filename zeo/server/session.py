@@ -7,9 +7,7 @@ answered when they are done, while the session serves the next ones; they neithe
 
 import itertools
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -30,6 +28,7 @@ from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server import figures
 from zeo.server.histogram import Histogram
+from zeo.server.jobs import Jobs
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
 from zeo.server.outbox import AHEAD
@@ -44,6 +43,7 @@ from zeo.server.served import Served
 from zeo.server.served import Traffic
 from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
+from zeo.server.transaction import State
 from zeo.server.transaction import Transaction
 from zeo.server.transaction import log_failure
 from zeo.wire import messages
@@ -56,13 +56,10 @@ logger = logging.getLogger(__name__)
 #: How long in seconds a load waits for the announcement of what it has read.
 ANNOUNCEMENT_PATIENCE = 5.0
 
-#: A load's reply waits while the client has so many bytes still to read, at most so many seconds.
+#: A request waits while its client has so many bytes still to read, as long as it reads anything in so many
+#: seconds.
 ROOM = 4 * 1024 * 1024
 ROOM_PATIENCE = 60.0
-
-#: How many requests that may take long are done for one client at a time, and how many may wait.
-HELPERS = 16
-MOST_JOBS = 1000
 
 #: How many iterators over transactions, and over records, one client may have at a time.
 ITERATORS = 200
@@ -110,10 +107,8 @@ class Session:
         self._record_iterators: dict[int, Iterator[Any]] = {}
         self._iterator_ids = itertools.count()
         self._last_transactions: dict[int, Any] = {}  # by iterator id: what it returned last
-        # What is done beside the session, and by how many threads; the mutex, a leaf, guards both.
-        self._mutex = threading.Lock()
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._helpers = 0
+        self._size = 0  # of the request that is dealt with, in bytes
+        self._jobs = Jobs(outbox, self._let_it_read)
         self._trace = Trace()
 
     @property
@@ -151,8 +146,9 @@ class Session:
         message_id, oneway, name, args = messages.decode_from_client(payload)
         if messages.is_heartbeat(message_id):
             return
-        if name in _LONG_ANSWERS and self.outbox.backlog > ROOM:
-            self._wait_for_room()
+        self._size = len(payload)
+        if self.outbox.backlog > ROOM and not oneway:
+            self._wait_unless_it_ends(name, args)
         if name == 'loadBefore' and self._served is not None and not oneway:
             try:
                 oid, tid = args
@@ -224,14 +220,38 @@ class Session:
 
     def _wait_for_room(self) -> None:
         """Let the client read what it has asked for, before there is more."""
-        self.outbox.deliver()
-        if not self.outbox.wait_for_room(ROOM, ROOM_PATIENCE):
+        if not self._have_room():
             raise ProtocolError('it does not read what it asked for')
 
-    def _beside(self, name: str, answer: Answer, job: Callable[[], Any]) -> None:
+    def _have_room(self) -> bool:
+        """The same; False if the client does not read."""
+        if self.outbox.backlog <= ROOM:
+            return True
+        self.outbox.deliver()
+        return self.outbox.wait_for_room(ROOM, ROOM_PATIENCE)
+
+    def _let_it_read(self) -> None:
+        """The same, in any thread: a client that does not read is disconnected."""
+        if not self._have_room():
+            self.outbox.condemned = True
+            self._hang_up()
+
+    def _wait_unless_it_ends(self, name: str, args: tuple[Any, ...]) -> None:
+        """`_wait_for_room`, but what ends a voted transaction never waits, and a commit only if there is very
+        much to be read: everybody else may be waiting for it.
+        """
+        if name in _COMMITTING:
+            transaction = self._transaction
+            if self.outbox.backlog <= self.outbox.limit or (
+                    name != 'vote' and transaction is not None and transaction.state is State.VOTED
+                    and args[:1] == (transaction.id,)):
+                return
+        self._wait_for_room()
+
+    def _beside(self, name: str, answer: Answer, job: Callable[[], Any], always: bool = False) -> None:
         """Do what may take long in a thread of its own, and answer when it is done.
 
-        One client has at most `HELPERS` such threads at a time; beyond that its requests wait.
+        With ``always`` it is also done if the client has left.
         """
         def run() -> None:
             try:
@@ -242,31 +262,7 @@ class Session:
                 answer(error=error)
             self.outbox.deliver()
         assert self._served is not None
-        with self._mutex:
-            if len(self._jobs) >= MOST_JOBS:
-                raise ValueError(f'more than {MOST_JOBS} requests that may take long are waiting')
-            self._jobs.append(run)
-            if self._helpers == HELPERS:
-                return
-            self._helpers += 1
-        try:
-            self._served.run_beside(name, self._help)
-        except RuntimeError:  # there can be no more threads now
-            with self._mutex:
-                self._helpers -= 1
-                if run not in self._jobs:
-                    return  # another helper has taken it
-                self._jobs.remove(run)
-            raise
-
-    def _help(self) -> None:
-        while True:
-            with self._mutex:
-                if not self._jobs or self.outbox.gone:
-                    self._helpers -= 1
-                    return
-                run = self._jobs.popleft()
-            run()
+        self._jobs.add(run, self._size, partial(self._served.run_beside, name), always=always)
 
     # ---- session -----------------------------------------------------------------------
 
@@ -454,7 +450,8 @@ class Session:
 
     def undoa(self, undo_id: bytes, id: Any) -> None:
         transaction = self._in_progress(id)
-        transaction.stage('undo', _bytes(undo_id))
+        undo_id = _bytes(undo_id)
+        transaction.stage('undo', undo_id, size=len(undo_id))
         assert self._served is not None
         transaction.tell_audit = partial(audit.info, '%s: storage %s: undo: %s', self.who, self._served.name)
 
@@ -573,7 +570,7 @@ class Session:
     def pack(self, answer: Answer, time: float, wait: bool = True) -> None:
         if not isinstance(time, (int, float)) or not 0 <= time <= LAST_TIME:
             raise TypeError('the time to pack to is a number of seconds since 1970')
-        self._beside('pack', answer if wait else _no_answer, partial(self._pack, time))
+        self._beside('pack', answer if wait else _no_answer, partial(self._pack, time), always=True)
         if not wait:
             answer(None)
 
@@ -669,10 +666,8 @@ _ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'ver
 #: Methods that are for those with the role of that name, and what they do.
 _FOR_ADMINS = {'pack': 'to pack', 'stop_pack': 'to stop a pack', 'undoa': 'to undo'}
 
-#: Methods whose answer may be long.  Before one is made, the client has to read those before it.
-_LONG_ANSWERS = frozenset({
-    'loadBefore', 'loadSerial', 'history', 'record_iternext', 'iterator_next',
-    'iterator_record_next', 'getInvalidations', 'undoInfo', 'undoLog', 'verify'})
+#: Methods without which the commit lock would be kept.
+_COMMITTING = frozenset({'vote', 'tpc_finish', 'tpc_abort'})
 
 #: One-way methods that prepare a vote.
 _STAGING = frozenset({
