@@ -93,3 +93,13 @@ def test_a_transaction_that_is_too_large_fails_at_its_vote(serve: object, connec
     with pytest.raises(StorageError, match='more than 5000 bytes'):
         peer.call('vote', 2)
     assert peer.call('ping') is None
+
+
+def test_the_ids_of_what_is_to_be_undone_count_as_well(serve: object, connect: object) -> None:
+    served: Served = serve()  # type: ignore[operator]
+    peer: SessionPeer = connect(served)  # type: ignore[operator]
+    peer.session._limits = Limits(max_transaction=5000)
+    peer.begin(1)
+    peer.tell('undoa', b'x' * 5000, 1)
+    with pytest.raises(StorageError, match='more than 5000 bytes'):
+        peer.call('vote', 1)

@@ -18,6 +18,7 @@ from ZODB.utils import u64
 from ZODB.utils import z64
 
 from tests.server.talk import PATIENCE
+from tests.server.talk import Gate
 from tests.server.talk import GatedStorage
 from tests.server.talk import SessionPeer
 from tests.server.talk import in_thread
@@ -955,3 +956,75 @@ def test_the_metadata_of_a_transaction_reach_the_storage(
     assert transaction.user == 'usér'.encode()
     assert transaction.description.decode() == 'descrîption'
     assert transaction.extension == {'key': ['value']}
+
+
+class Told(dict[bytes, Any]):
+    """Lets who looks at all transactions that were told stop behind that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+
+    def items(self) -> Any:
+        found = list(super().items())
+        self.gate.go_through()
+        return found
+
+
+def test_who_leaves_the_queue_does_not_make_a_voted_transaction_forgotten(
+        serve: Serve, connect: Connect, file_storage: FileStorage) -> None:
+    """Else its client would be told that it is not committed, and then it would be."""
+    served = serve(GatedStorage(file_storage))
+    one, two, asking = connect(served), connect(served), connect(served)
+    served.told = told = Told()
+    served.storage.gates['voting'].shut()
+    one.begin(1, NEW)
+    vote = in_thread(one.ask, 'vote', 1, True)
+    served.storage.gates['voting'].wait_until_reached()
+    two.begin(2, NEW)
+    two.ask('vote', 2, True)
+    told.gate.shut()
+    leaving = in_thread(two.ask, 'tpc_abort', 2)
+    until(lambda: leaving.done() or told.gate._reached.is_set(), 'it is about to leave')
+    served.storage.gates['voting'].open()
+    _, chosen = one.answer(vote.result(PATIENCE))
+    told.gate.open()
+    leaving.result(PATIENCE)
+    assert asking.call('settle', chosen, 1) is False
+    with pytest.raises(StorageTransactionError):
+        one.call('tpc_finish', 1)
+    assert served.told == {}
+
+
+@pytest.mark.parametrize('end', ['tpc_finish', 'tpc_abort', 'close'])
+def test_the_lock_is_released_whatever_fails_at_the_end(
+        served: Served, peer: SessionPeer, connect: Connect, caplog: pytest.LogCaptureFixture, end: str) -> None:
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+
+    def fail(_: str) -> None:
+        raise MemoryError
+
+    transaction = peer.session._transaction
+    assert transaction is not None
+    transaction.tell_audit = fail
+    peer.close() if end == 'close' else peer.call(end, 1)
+    assert 'MemoryError' in caplog.text
+    assert state(peer) is None and served.statistics.active_txns == 0
+    assert can_commit(served, connect)
+
+
+def test_the_lock_is_released_whatever_fails_before_finishing(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    class Many(dict[bytes, None]):
+        def __iter__(self) -> Any:
+            raise MemoryError
+
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    transaction._changed = Many()
+    with pytest.raises(EOFError):
+        peer.call('tpc_finish', 1)
+    assert can_commit(served, connect) and oid(1) not in served.storage._data

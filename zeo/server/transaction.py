@@ -112,6 +112,7 @@ class Transaction:
         # The following belong to whoever votes, then to whoever has claimed the transaction.
         self._vote_answer: Answer = _no_answer
         self._tell_tid = False
+        self._told: bytes | None = None  # the tid that was told
         self._asked_at = 0.0  # time.perf_counter() of the vote
         self._settled = threading.Lock()  # released at the end if the client knows the tid
         self._settled.acquire()
@@ -236,6 +237,7 @@ class Transaction:
                     self.state = State.VOTED
                     if self._tell_tid and tid is not None:
                         self._served.told[tid] = self
+                        self._told = tid
                     # in one step: no abort is answered before
                     reported = list(self._reported)
                     answer((reported, tid) if self._tell_tid else reported)
@@ -354,7 +356,7 @@ class Transaction:
             raise StorageTransactionError(f'cannot finish: the transaction is {self.state.value}')
         begin = time.perf_counter()
         served = self._served
-        oids = list(self._changed)
+        oids: list[bytes] = []
         tids: list[bytes] = []  # the one that was published
         told: list[Outbox] = []
 
@@ -373,6 +375,7 @@ class Transaction:
                 deliver(told)
 
         try:
+            oids.extend(self._changed)
             if served.announces_itself:
                 # The storage has its own order and calls back at our place in it.
                 tid = served.storage.tpc_finish(self._meta, publish)
@@ -467,15 +470,18 @@ class Transaction:
         self._abort_answers.clear()
 
     def _end(self) -> None:
-        """The transaction is over; called once, by whoever claimed it."""
-        self.tell_audit(self._outcome)
-        self._staging.close()
-        if self._uploads is not None:
-            self._uploads.close()
+        """The transaction is over; called once, by whoever claimed it, who may have a lock to release: raises nothing."""
+        try:
+            self.tell_audit(self._outcome)
+            self._staging.close()
+            if self._uploads is not None:
+                self._uploads.close()
+        except Exception:
+            logger.exception('%s: something may be left of a transaction', self.client)
         self._served.statistics.ended()
+        if self._told is not None:  # only then: who has the commit lock may be changing these
+            self._served.told.pop(self._told, None)
         if self._tell_tid:
-            self._served.told = {tid: each for tid, each in self._served.told.items()
-                                 if each is not self}
             self._settled.release()
 
 
