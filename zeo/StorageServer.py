@@ -24,7 +24,7 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 Beside these, `Line`'s turn to write is only ever tried, never waited for (except to close the socket), and so
 is the lock of the one pack in progress (`zeo.server.packing`).  All others are leaves, each for what stands
 beside it: the mutexes inside the commit lock, of the list of connections, of a session's jobs that go on
-beside it, of a line's closing, of what TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of the
+beside it, of a line's closing, of what TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of how many iterators there are, of the
 sessions of a storage, and of lines that are logged seldom, with their hosts.  No storage is called and nothing
 is sent under 3, 4, 5 or a leaf.
 """
@@ -50,10 +50,12 @@ from zeo.errors import TlsError
 from zeo.server import addresses as listening
 from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import READERS_FRAMES
+from zeo.server.limits import Allowance
 from zeo.server.limits import Door
 from zeo.server.limits import Full
 from zeo.server.limits import Limits
 from zeo.server.limits import files_for_connections
+from zeo.server.limits import files_for_iterators
 from zeo.server.outbox import Outbox
 from zeo.server.roles import Roles
 from zeo.server.seldom import Seldom
@@ -137,6 +139,8 @@ class StorageServer:
         self._writer = Writer()
         self.limits = limits
         self.roles = roles
+        # Iterators over transactions, each with a file, that all clients together may have.
+        self.iterators = Allowance(files_for_iterators(limits.max_connections))
         # For connections that end before they have registered: a port scan must not fill the log.
         self.strangers = Seldom(logger)
         # For clients that break the protocol; some do so again and again.
@@ -308,7 +312,7 @@ class Connection:
             self._recv_into = self._tls.recv_into
             self.line = SecureLine(sock, outbox, server.writer, self._tls)
         self.session = server.session(server.storages, outbox, client, self.line.hang_up, limits=server.limits,
-                                      roles=server.roles, address=address)
+                                      roles=server.roles, address=address, iterators=server.iterators)
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
 
@@ -444,6 +448,8 @@ class Connection:
         if answer is None:
             return False
         if answer == messages.PROBE:
+            if not self.session.may_come_in():
+                return False
             outbox.append(frame(messages.status_report(
                 {name: served.status() for name, served in self._server.storages.items()})))
             self.line.push(PATIENCE)
@@ -525,20 +531,32 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            accepted = self.socket.accept()
+            return self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                # It will be asked again at once: neither spin nor fill the log.
-                if not self._starving:
-                    logger.error('%s: no connections can be accepted for now: %s',
-                                 listening.describe(self.address), error.strerror)
-                self._starving = True
-                self._pause.wait(1.0)
+                self._starve(error.strerror)
             raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError as error:  # there can be no more threads now
+            self.shutdown_request(request)
+            self._starve(error)
+            return
         if self._starving:
             self._starving = False
             logger.warning('%s: connections are accepted again', listening.describe(self.address))
-        return accepted
+
+    def _starve(self, reason: object) -> None:
+        """What it takes to accept a connection is used up.
+
+        It will be asked for again at once: neither spin nor fill the log.
+        """
+        if not self._starving:
+            logger.error('%s: no connections can be accepted for now: %s', listening.describe(self.address), reason)
+        self._starving = True
+        self._pause.wait(1.0)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         host = None

@@ -22,6 +22,7 @@ from tests.server.talk import SessionPeer
 from tests.server.talk import in_thread
 from tests.server.talk import oid
 from tests.server.talk import tid
+from tests.system.servers import until
 from zeo.ClientStorage import ClientStorage
 from zeo.server.served import Served
 from zeo.server.served import Worker
@@ -325,3 +326,29 @@ def test_all_threads_end_with_it(connect: Connect) -> None:
     peer.close()
     served.close()
     assert set(threading.enumerate()) <= before
+
+
+def test_a_pack_does_not_keep_the_server_from_ending(
+        connect: Connect, file_storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served('1', file_storage)
+    served.start()
+    peer = connect(served)
+    for number in range(3):
+        peer.commit(oid(number), b'\x80\x03N.\x80\x03N.')
+    begun, gate = threading.Event(), threading.Event()
+    step = served.packing._step
+
+    def wait_then_step(done: float) -> None:
+        begun.set()
+        assert gate.wait(PATIENCE)
+        step(done)
+
+    monkeypatch.setattr(served.packing, '_step', wait_then_step)
+    peer.ask('pack', time.time())
+    assert begun.wait(PATIENCE)
+    peer.close()
+    closing = in_thread(served.close)
+    until(lambda: served.packing._closed, 'it is told to stop')
+    gate.set()
+    closing.result(PATIENCE)
+    assert not Path(file_storage.getName() + '.pack').exists()

@@ -664,7 +664,7 @@ def test_what_the_storage_cannot_do_is_an_error_that_says_so(served: Served, pee
 
 
 @pytest.mark.parametrize('chosen, why', [
-    (z64, 'not later'), (maxtid, 'no room'), (b'\xff' * 8, 'no room')])
+    (z64, 'not later'), (maxtid, 'no room'), (b'\xff' * 8, 'no room'), (b'\x7f\xff\xff\xff' + bytes(4), 'no room')])
 def test_a_chosen_tid_that_would_damage_the_storage_is_refused(
         serve: Serve, connect: Connect, file_storage: Any, chosen: bytes, why: str) -> None:
     served = serve(file_storage)
@@ -1028,3 +1028,17 @@ def test_the_lock_is_released_whatever_fails_before_finishing(
     with pytest.raises(EOFError):
         peer.call('tpc_finish', 1)
     assert can_commit(served, connect) and oid(1) not in served.storage._data
+
+
+def test_what_clients_can_repeat_does_not_fill_the_log(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Any) -> None:
+        raise AttributeError('not foreseen at all')
+
+    monkeypatch.setattr(served.storage, 'tpc_vote', fail)
+    for number in range(5):
+        peer.begin(number, NEW)
+        with pytest.raises(ServerException):
+            peer.call('vote', number)
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert 'vote failed' in record.getMessage()

@@ -26,7 +26,11 @@ class Seldom:
         """The same for what is less important."""
         self._log(logging.INFO, text, *args)
 
-    def _log(self, level: int, text: str, *args: object) -> None:
+    def error(self, text: str, *args: object, cause: BaseException | None = None) -> None:
+        """The same for what went wrong here, with a traceback if there is a ``cause``."""
+        self._log(logging.ERROR, text, *args, cause=cause)
+
+    def _log(self, level: int, text: str, *args: object, cause: BaseException | None = None) -> None:
         with self._mutex:
             now = time.monotonic()
             if now < self._next:
@@ -37,7 +41,7 @@ class Seldom:
         if untold:
             text += ' (and %d more of such kind before)'
             args += (untold,)
-        self._logger.log(level, text, *args)
+        self._logger.log(level, text, *args, exc_info=cause)
 
 
 class SeldomEach:

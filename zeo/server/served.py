@@ -36,6 +36,7 @@ from zeo.server.histogram import Histogram
 from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
+from zeo.server.seldom import SeldomEach
 from zeo.wire import messages
 from zeo.wire.framing import Frame
 
@@ -105,6 +106,7 @@ class Served:
         self.client_conflict_resolution = client_conflict_resolution
         self.announces_itself = announces_itself(storage)
         self.statistics = Statistics()
+        self.failures = SeldomEach(logger)  # of what clients ask for, as they may ask again and again
         self.lock = CommitLock(transaction_timeout, name)
         self.packing = Packing(name, storage)
         # Those who use it, and what those did that have left; guarded by `_register`, a leaf.
@@ -361,8 +363,9 @@ class Served:
             raise
 
     def close(self) -> None:
-        """Wait for votes and packs in progress, end the threads, close the storage.  No session is left."""
+        """Wait for votes in progress, stop a pack, end the threads, close the storage.  No session is left."""
         self.voter.close()
+        self.packing.close()
         for helper in list(self._helpers):
             helper.join()
         self.lock.close()

@@ -69,11 +69,15 @@ class _Asked(enum.Enum):
     TOO_LATE = 'too late'  #: it is being finished or has ended
 
 
-def log_failure(client: str, what: str, error: BaseException) -> None:
-    """What the machine refuses, such as room on its disk, takes one line; a surprise takes a traceback."""
+def log_failure(served: Served, client: str, what: str, error: BaseException) -> None:
+    """What the machine refuses, such as room on its disk, takes one line; a surprise takes a traceback.
+
+    Clients may be able to repeat it, so each kind of failure is told once a minute.
+    """
     surprise = not isinstance(error, OSError)
-    logger.error('%s: %s failed: %s', client, what, 'not foreseen' if surprise else error,
-                 exc_info=error if surprise else None)
+    served.failures.of(f'{what} {type(error).__name__}').error(
+        '%s: %s failed: %s', client, what, 'not foreseen' if surprise else error,
+        cause=error if surprise else None)
 
 
 class Transaction:
@@ -158,7 +162,8 @@ class Transaction:
             if isinstance(error, ReadOnlyError):
                 self.failure = error
             else:
-                logger.error('%s: the transaction cannot be staged: %s', self.client, error)
+                self._served.failures.of('stage').error(
+                    '%s: the transaction cannot be staged: %s', self.client, error)
                 self.failure = StorageError(f'the server cannot stage the transaction: {error}')
             self._staging.close()
             if self._uploads is not None:
@@ -228,7 +233,7 @@ class Transaction:
             if isinstance(failure, ConflictError):
                 self._served.statistics.conflicts += 1
             elif not isinstance(failure, POSError):
-                log_failure(self.client, 'vote', failure)
+                log_failure(self._served, self.client, 'vote', failure)
         if error is None and not conflicts:
             self._served.statistics.conflicts_resolved += len(self._reported)
             with self._mutex:
@@ -273,7 +278,7 @@ class Transaction:
             if last_tid is not None and tid <= last_tid:
                 raise StorageError(f'the chosen transaction id {tid.hex()} is not later than'
                                    f' the last one, {last_tid.hex()}')
-            if tid >= maxtid:
+            if tid[:4] >= maxtid[:4]:
                 raise StorageError(f'the chosen transaction id {tid.hex()} leaves no room for later ones')
             self._served.method('restore')  # storages without it do not take a tid either
         elif self._tell_tid:
