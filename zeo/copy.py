@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ZODB.blob import is_blob_record
 from ZODB.FileStorage import FileStorage
 from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IBlobStorageRestoreable
@@ -30,6 +29,7 @@ from zeo.client.dialing import Security
 from zeo.commands import Failure
 from zeo.errors import ClientStorageError
 from zeo.server import configuration
+from zeo.wire.records import is_blob_record
 
 PROGRAM = 'zeo.copy'
 

@@ -16,7 +16,8 @@ from typing import Any
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.fspack import FileStoragePacker
 from ZODB.POSException import StorageError
-from ZODB.serialize import referencesf
+
+from zeo.wire.records import references
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Packing:
         if watch:
             found.packer = self._packer
         try:
-            self._storage.pack(pack_time, self._references if watch else referencesf)
+            self._storage.pack(pack_time, self._references if watch else references)
         except Stopped:
             logger.info('storage %s: the pack was stopped', self._name)
             raise StorageError(f'the pack of storage {self._name} was stopped;'
@@ -86,8 +87,7 @@ class Packing:
 
     def _references(self, record: bytes, oids: list[bytes] | None = None) -> list[bytes]:
         self._step(self._done + 1 / max(len(self._storage), 1))
-        found: list[bytes] = referencesf(record, oids)
-        return found
+        return references(record, oids)
 
     def _copying(self, share: float) -> None:
         if self._phase != 'copying':

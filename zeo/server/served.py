@@ -22,7 +22,6 @@ from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import Unsupported
-from ZODB.serialize import referencesf
 from ZODB.utils import newTid
 from ZODB.utils import p64
 from ZODB.utils import u64
@@ -39,6 +38,7 @@ from zeo.server.publisher import Publisher
 from zeo.server.seldom import SeldomEach
 from zeo.wire import messages
 from zeo.wire.framing import Frame
+from zeo.wire.records import references
 
 if TYPE_CHECKING:
     from zeo.server.session import Session
@@ -129,6 +129,8 @@ class Served:
             conflicts.take_over(storage, client_conflict_resolution) or self.announces_itself)
         if IBlobStorage.providedBy(storage):
             blobs.remove_leftovers(storage)
+        for each in conflicts.storages(storage):
+            blobs.take_over(each)
         recent: list[tuple[bytes, list[bytes]]] = []
         if hasattr(storage, 'lastInvalidations') and not self.announces_itself:
             recent = list(storage.lastInvalidations(invalidation_queue_size))
@@ -425,8 +427,7 @@ class _Wrapper:
         self._served.hang_up_on_everybody()
 
     def references(self, record: bytes, oids: list[bytes] | None = None) -> list[bytes]:
-        found: list[bytes] = referencesf(record, oids)
-        return found
+        return references(record, oids)
 
     def transform_record_data(self, data: bytes) -> bytes:
         return data
