@@ -31,6 +31,7 @@ from zeo.server.limits import Limits
 from zeo.server.roles import Role
 from zeo.server.roles import Roles
 from zeo.server.roles import Rule
+from zeo.server.seldom import Ration
 from zeo.StorageServer import StorageServer
 from zeo.wire import messages
 from zeo.wire.certificates import client_context
@@ -178,6 +179,22 @@ def test_who_has_no_role_is_told_no_status_either(
     peer = connect(server, register=False)
     peer.send(messages.PROBE)
     assert json.loads(peer.receive() or b'').keys() == {'1'}
+
+
+def test_who_comes_and_goes_does_not_fill_the_log(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level('INFO')
+    monkeypatch.setattr(Ration, 'MOST', 10)
+    server = start()
+    for _ in range(20):
+        peer = connect(server)
+        peer.tell('set_client_label', 'often')
+        with pytest.raises(Exception):
+            peer.call('vote', 1)
+        peer.close()
+    until(lambda: not server.connections, 'all have left')
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 11 and sum('so often' in line for line in lines) == 1
 
 
 def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(

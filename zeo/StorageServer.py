@@ -58,6 +58,7 @@ from zeo.server.limits import files_for_connections
 from zeo.server.limits import files_for_iterators
 from zeo.server.outbox import Outbox
 from zeo.server.roles import Roles
+from zeo.server.seldom import Rations
 from zeo.server.seldom import Seldom
 from zeo.server.seldom import SeldomEach
 from zeo.server.served import Served
@@ -145,6 +146,7 @@ class StorageServer:
         self.strangers = Seldom(logger)
         # For clients that break the protocol; some do so again and again.
         self.offenders = SeldomEach(logger)
+        self.rations = Rations(logger)
         self._ssl = ssl
         # Guards `_connections`, `_door` and `_closing`; a leaf.
         self._mutex = threading.Lock()
@@ -312,7 +314,8 @@ class Connection:
             self._recv_into = self._tls.recv_into
             self.line = SecureLine(sock, outbox, server.writer, self._tls)
         self.session = server.session(server.storages, outbox, client, self.line.hang_up, limits=server.limits,
-                                      roles=server.roles, address=address, iterators=server.iterators)
+                                      roles=server.roles, address=address, iterators=server.iterators,
+                                      may_log=server.rations.of(host).allows)
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
 
@@ -342,19 +345,23 @@ class Connection:
             self._server.strangers.warning('%s: disconnected: it took too long to introduce itself',
                                            session.client)
         except Idle:
-            logger.info('%s: disconnected: it has not said anything for %g s', session.client,
-                        self._limits.idle_timeout)
+            logger.log(self._level(), '%s: disconnected: it has not said anything for %g s', session.client,
+                       self._limits.idle_timeout)
         except OSError as error:
-            logger.log(logging.INFO if session.is_registered else logging.DEBUG,
-                       '%s: lost: %s', session.client, error.strerror or error)
+            logger.log(self._level(), '%s: lost: %s', session.client, error.strerror or error)
         except Exception:
             logger.exception('%s: disconnected because of an error here', session.client)
         else:
             if session.outbox.condemned:
                 logger.warning('%s: disconnected: it does not read what it is sent', session.client)
             else:
-                logger.log(logging.INFO if session.is_registered else logging.DEBUG,
-                           '%s: has left', session.client)
+                logger.log(self._level(), '%s: has left', session.client)
+
+    def _level(self) -> int:
+        """Of what is everyday life: details if it is about a stranger, or too often the same."""
+        if self.session.is_registered and self._server.rations.of(self._host).allows():
+            return logging.INFO
+        return logging.DEBUG
 
     def _set_up_socket(self) -> None:
         sock = self._sock

@@ -83,12 +83,13 @@ class Session:
     ``storages`` are those that may be registered for, by name.  ``client`` names the client in the log
     (its address, and later its label).  ``hang_up`` ends the connection; any thread may call it.
     ``roles`` say what it may do, who has connected to ``address``.  All clients share the ``iterators``.
+    ``may_log`` says whether there may be another line about it that tells of everyday life.
     """
 
     def __init__(self, storages: Mapping[str, Served], outbox: Outbox, client: str,
                  hang_up: Callable[[], None] = lambda: None, *, limits: Limits = Limits(),
                  roles: Roles = Roles(), address: Any = None,
-                 iterators: Allowance = Allowance(2**31)) -> None:
+                 iterators: Allowance = Allowance(2**31), may_log: Callable[[], bool] = lambda: True) -> None:
         self.outbox = outbox
         self.client = client
         self.connected = time.time()
@@ -110,6 +111,7 @@ class Session:
         self._read_only = False
         self._transaction: Transaction | None = None
         self._allowance = iterators
+        self._may_log = may_log
         self._iterators: dict[int, Iterator[Any]] = {}  # over transactions
         self._record_iterators: dict[int, Iterator[Any]] = {}
         self._iterator_ids = itertools.count()
@@ -211,7 +213,7 @@ class Session:
     def _failed(self, message_id: PickledId, name: str, error: Exception) -> None:
         if not isinstance(error, (POSError, TypeError, ValueError, KeyError)) and self._served is not None:
             log_failure(self._served, self.client, name, error)
-        elif not isinstance(error, EXPECTED):
+        elif not isinstance(error, EXPECTED) and self._may_log():
             self._refusals.info('%s: %s was refused: %s', self.client, name, _in_words(error))
         self.outbox.append(messages.error_reply(message_id, error))
         self._trace.end(message_id, self.client, error)
@@ -295,8 +297,9 @@ class Session:
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
         served.entered(self)
-        logger.info('%s: uses storage %s%s', self.client, storage_name,
-                    ' (read only)' if self._read_only else '')
+        if self._may_log():
+            logger.info('%s: uses storage %s%s', self.client, storage_name,
+                        ' (read only)' if self._read_only else '')
         return served.publisher.last_tid
 
     def may_come_in(self) -> bool:
@@ -329,7 +332,8 @@ class Session:
 
     def set_client_label(self, label: str) -> None:
         printable = _printable(str(label)[:100])
-        self._labels.info('%s: is called %s', self._address, printable)
+        if self._may_log():
+            self._labels.info('%s: is called %s', self._address, printable)
         self.label = printable
         self.client = f'{self._address} ({printable})'
 
