@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
+from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
@@ -28,6 +30,7 @@ from tests.server.talk import tid
 from tests.system.servers import until
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.server.served import MOST_COMMITTED
 from zeo.server.served import Served
 from zeo.server.transaction import State
 
@@ -1042,3 +1045,32 @@ def test_what_clients_can_repeat_does_not_fill_the_log(
             peer.call('vote', number)
     [record] = [record for record in caplog.records if record.exc_info]
     assert 'vote failed' in record.getMessage()
+
+
+def test_a_transaction_that_was_packed_away_is_committed_all_the_same(
+        serve: Serve, connect: Connect, file_storage: FileStorage) -> None:
+    def overwritten(id: int) -> bytes:
+        peer.begin(id, (oid(0), peer.serial(oid(0)), record))
+        told: bytes = peer.call('vote', id, True)[1]
+        assert peer.call('tpc_finish', id) == told
+        peer.commit(oid(0), record, id=99)
+        peer.call('pack', time.time() + 10)
+        assert told not in [each.tid for each in file_storage.iterator()]
+        return told
+
+    record = b'\x80\x03N.\x80\x03N.'
+    served = serve(file_storage)
+    peer = connect(served)
+    peer.commit(oid(0), record)
+    told = overwritten(1)
+    assert connect(served).call('settle', told, 1) is True
+    served.committed.clear()  # as after a restart
+    with pytest.raises(StorageError, match='cannot be known any more'):
+        connect(served).call('settle', told, 1)
+    assert connect(served).call('settle', p64(u64(served.publisher.last_tid) + 1), 7) is False
+
+
+def test_of_what_was_committed_so_much_is_remembered(served: Served) -> None:
+    for number in range(MOST_COMMITTED + 5):
+        served.remember(tid(number))
+    assert len(served.committed) == MOST_COMMITTED and tid(5) in served.committed and tid(4) not in served.committed

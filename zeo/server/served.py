@@ -21,6 +21,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import POSKeyError
+from ZODB.POSException import StorageError
 from ZODB.POSException import Unsupported
 from ZODB.utils import newTid
 from ZODB.utils import p64
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     from zeo.server.transaction import Transaction
 
 logger = logging.getLogger(__name__)
+
+
+#: How many transactions whose tid was told are remembered when they are committed.
+MOST_COMMITTED = 1000
 
 
 class Statistics:
@@ -119,6 +124,8 @@ class Served:
         # Transactions whose tid was told to their clients at vote, by tid, until they end.  Changed
         # by whoever has the commit lock.
         self.told: dict[bytes, 'Transaction'] = {}
+        # The tids of the latest of them that were committed; a pack may remove them from the storage.
+        self.committed: dict[bytes, None] = {}
         self._last_chosen: bytes = z64
         self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
                             and IStorageRestoreable.providedBy(storage))
@@ -248,7 +255,7 @@ class Served:
         return last_tid, list(changed)
 
     @contextlib.contextmanager
-    def _transactions(self, start: bytes, stop: bytes) -> Iterator[Any]:
+    def _transactions(self, start: bytes, stop: bytes | None) -> Iterator[Any]:
         """An iterator over transactions of the storage, with its file closed in any case."""
         transactions = iter(self.storage.iterator(start, stop))
         try:
@@ -292,18 +299,32 @@ class Served:
         self._last_chosen = chosen
         return chosen
 
+    def remember(self, tid: bytes) -> None:
+        """It is committed.  With the commit lock."""
+        if len(self.committed) >= MOST_COMMITTED:
+            del self.committed[next(iter(self.committed))]
+        self.committed[tid] = None
+
     def settle(self, tid: bytes, id: Any) -> bool:
         """The answer to ``settle``: whether the transaction that was to get ``tid`` is committed.
 
         If it is still voted, on a connection that was lost, it is aborted now, so that the answer is
         final.  It may be asked after a restart, since a tid is chosen once and stays with the
-        transaction in the storage.
+        transaction in the storage.  `StorageError` if it was packed away since, before the restart.
         """
         transaction = self.told.get(tid)
         if transaction is not None and transaction.id == id:
             transaction.settle()
-        with self._transactions(tid, tid) as transactions:
-            return any(each.tid == tid for each in transactions)
+        if tid in self.committed:
+            return True
+        with self._transactions(tid, None) as transactions:
+            first = next(transactions, None)
+        if first is None:
+            return False
+        if first.tid != tid and first.status == 'p':  # what came before it may have been removed
+            raise StorageError(f'whether transaction {tid.hex()} is committed cannot be known any more: it may have'
+                               ' been packed away')
+        return bool(first.tid == tid)
 
     # ---- pack -----------------------------------------------------------------------
 

@@ -389,6 +389,8 @@ class Transaction:
             if not tids:
                 publish(served.storage.lastTransaction() if tid is None else tid)
             served.statistics.commits += 1
+            if self._told is not None:
+                served.remember(self._told)
             self._outcome = f'committed as {tids[0].hex()}'
             served.statistics.finish.observe(time.perf_counter() - begin)
         except BaseException:
