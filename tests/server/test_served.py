@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ZODB.Connection import TransactionMetaData
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.tests.hexstorage import HexStorage
+from ZODB.utils import newTid
 from ZODB.utils import p64
 from ZODB.utils import u64
 from ZODB.utils import z64
@@ -352,3 +354,22 @@ def test_a_pack_does_not_keep_the_server_from_ending(
     gate.set()
     closing.result(PATIENCE)
     assert not Path(file_storage.getName() + '.pack').exists()
+
+
+def test_a_tid_is_chosen_once_though_the_clock_is_behind_and_the_server_was_killed(tmp_path: Path) -> None:
+    """Else who asks for the fate of the first one would be told that of the second."""
+    future = p64(u64(newTid(None)) + 2**40)
+    storage = FileStorage(str(tmp_path / 'Data.fs'))
+    meta = TransactionMetaData()
+    storage.tpc_begin(meta, future)
+    storage.tpc_vote(meta)
+    storage.tpc_finish(meta)
+    chosen = set()
+    for _ in range(5):
+        served = Served('1', storage)  # as after a restart
+        first, second = served.choose_tid(), served.choose_tid()
+        assert first is not None and second is not None and future < first < second < p64(u64(future) + 2**33)
+        assert u64(second) == u64(first) + 1
+        chosen.add(first)
+    assert len(chosen) == 5
+    storage.close()

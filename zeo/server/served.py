@@ -6,6 +6,7 @@ There is one `Served` for each storage *object*, however many names it is served
 import contextlib
 import logging
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -295,7 +296,12 @@ class Served:
         if not self._can_choose:
             return None
         last_tid = self.storage.lastTransaction() or z64
-        chosen: bytes = newTid(max(last_tid, self._last_chosen))
+        after = max(last_tid, self._last_chosen)
+        chosen: bytes = newTid(after)
+        if self._last_chosen == z64 and u64(chosen) == u64(after) + 1:
+            # The clock is behind the storage, and a server before this one, which was killed, may have chosen
+            # the same for a transaction that is not committed.
+            chosen = chosen[:4] + random.randint(int.from_bytes(chosen[4:], 'big'), 2**32 - 1).to_bytes(4, 'big')
         self._last_chosen = chosen
         return chosen
 
