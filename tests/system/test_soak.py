@@ -10,7 +10,12 @@ from tests.system import soak
 from tests.system.servers import Server
 
 
-@pytest.mark.parametrize('name', soak.SCENARIOS)
+#: What ordinary tests do to real servers as well.
+ELSEWHERE = {'hostile-frames', 'hostile-records', 'bad-manners', 'wrong-starts', 'tls', 'roles'}
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.soak) if name in ELSEWHERE else name for name in soak.SCENARIOS])
 def test_the_server_survives(name: str) -> None:
     if name in soak.NEED_A_DISK and not soak.can_have_disks():
         pytest.skip('nothing can be mounted here')
