@@ -29,6 +29,10 @@ from zeo import StorageServer as module
 from zeo.server import pulse
 from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import Limits
+from zeo.server.roles import Role
+from zeo.server.roles import Roles
+from zeo.server.roles import Rule
+from zeo.server.seldom import Ration
 from zeo.StorageServer import StorageServer
 from zeo.wire import messages
 from zeo.wire.certificates import client_context
@@ -162,6 +166,61 @@ def test_a_probe_is_told_the_status_of_all_storages(start: Start, connect: Conne
     status = json.loads(report)
     assert status.keys() == {'one', 'two'} and status['one']['last-transaction'] == '0' * 16
     assert peer.receive() is None
+
+
+def test_who_has_no_role_is_told_no_status_either(
+        start: Start, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    server = start(roles=Roles([Rule(Role.ADMIN, certificate='somebody else')]))
+    peer = connect(server, register=False)
+    peer.send(messages.PROBE)
+    assert peer.receive() is None
+    assert 'refused to use this server: it has no role' in caplog.text
+    rule = Rule(Role.READ, port=server.addresses[0][1])  # type: ignore[arg-type]
+    server.roles = Roles([rule])
+    peer = connect(server, register=False)
+    peer.send(messages.PROBE)
+    assert json.loads(peer.receive() or b'').keys() == {'1'}
+
+
+def test_who_comes_and_goes_does_not_fill_the_log(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level('INFO')
+    monkeypatch.setattr(Ration, 'MOST', 10)
+    server = start()
+    for _ in range(20):
+        peer = connect(server)
+        peer.tell('set_client_label', 'often')
+        with pytest.raises(Exception):
+            peer.call('vote', 1)
+        peer.close()
+    until(lambda: not server.connections, 'all have left')
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 11 and sum('so often' in line for line in lines) == 1
+
+
+def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def start_no_more(thread: threading.Thread) -> None:
+        if 'process_request_thread' in thread.name:
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    server = start()
+    peer = connect(server)
+    begin = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, 'start', start_no_more)
+    [listener] = server._listeners
+    waits = []
+    monkeypatch.setattr(listener._pause, 'wait', waits.append)
+    for _ in range(10):
+        with socket.create_connection(server.addresses[0]) as sock:  # type: ignore[arg-type]
+            assert sock.recv(1) == b''
+        peer.call('ping')
+    monkeypatch.undo()
+    connect(server).call('ping')
+    assert [record.getMessage().partition(': ')[2] for record in caplog.records if record.levelname != 'INFO'] == [
+        "no connections can be accepted for now: can't start new thread", 'connections are accepted again']
+    assert not [record for record in caplog.records if record.exc_info] and waits == [1.0] * 10
 
 
 @pytest.mark.parametrize('say', [
@@ -329,7 +388,7 @@ def test_who_says_nothing_where_tls_is_spoken_is_told_so(
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         sock.settimeout(PATIENCE)
         assert sock.recv(100) == messages.TLS_ALERT
-    assert 'the client does not begin to speak TLS, and has to' in caplog.text
+    until(lambda: 'the client does not begin to speak TLS, and has to' in caplog.text, 'the log says so, too')
 
 
 def test_a_server_with_a_handshake_in_progress_closes_at_once(secure: StorageServer) -> None:

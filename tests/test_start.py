@@ -413,6 +413,17 @@ def test_a_pid_file_of_another_process_is_left_alone(run, folder):
     assert (folder / 'pid').read_text() == '1\n'
 
 
+def test_a_pid_file_is_written_through_no_link(folder):
+    precious = folder / 'precious'
+    precious.write_text('kept')
+    for name in 'pid', f'pid.{os.getpid()}':
+        os.symlink(precious, folder / name)
+    start._write_number(str(folder / 'pid'))
+    assert precious.read_text() == 'kept'
+    assert (folder / 'pid').read_text() == f'{os.getpid()}\n' and not (folder / 'pid').is_symlink()
+    start._write_number(str(folder / 'pid'))
+
+
 def test_a_pid_file_that_cannot_be_written_is_named(run, folder):
     server = run('--pid-file', 'no/pid')
     assert server.status() == 1

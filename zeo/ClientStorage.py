@@ -53,7 +53,6 @@ from zeo.client.blobs import upload
 from zeo.client.cache import Cache
 from zeo.client.cache import cache_path
 from zeo.client.cache import open_cache
-from zeo.client.channel import Channel
 from zeo.client.dialing import Security
 from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses

@@ -26,8 +26,9 @@ Beside these, `Line`'s turn to write is only ever tried, never waited for (excep
 who sends a blob from its file, in a thread that holds nothing else), and so is the lock of the one pack in
 progress (`zeo.server.packing`).  All others are leaves, each for what stands beside it: the mutexes inside the
 commit lock, of the list of connections, of a session's jobs that go on beside it, of a line's closing, of what
-TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of the sessions of a storage, and of lines that are
-logged seldom, with their hosts.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.
+TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of how many iterators there are, of the sessions of
+a storage, and of lines that are logged seldom, with their hosts.  No storage is called and nothing is sent under
+3, 4, 5 or a leaf.
 """
 
 from __future__ import annotations
@@ -51,13 +52,16 @@ from zeo.errors import TlsError
 from zeo.server import addresses as listening
 from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import READERS_FRAMES
+from zeo.server.limits import Allowance
 from zeo.server.limits import Door
 from zeo.server.limits import Full
 from zeo.server.limits import Limits
 from zeo.server.limits import files_for_connections
+from zeo.server.limits import files_for_iterators
 from zeo.server.outbox import Outbox
 from zeo.server.pulse import Pulse
 from zeo.server.roles import Roles
+from zeo.server.seldom import Rations
 from zeo.server.seldom import Seldom
 from zeo.server.seldom import SeldomEach
 from zeo.server.served import Served
@@ -140,10 +144,13 @@ class StorageServer:
         self._pulse = Pulse(self._give_sign_of_life)
         self.limits = limits
         self.roles = roles
+        # Iterators over transactions, each with a file, that all clients together may have.
+        self.iterators = Allowance(files_for_iterators(limits.max_connections))
         # For connections that end before they have registered: a port scan must not fill the log.
         self.strangers = Seldom(logger)
         # For clients that break the protocol; some do so again and again.
         self.offenders = SeldomEach(logger)
+        self.rations = Rations(logger)
         self._ssl = ssl
         # Guards `_connections`, `_door` and `_closing`; a leaf.
         self._mutex = threading.Lock()
@@ -321,7 +328,8 @@ class Connection:
             self._recv_into = self._tls.recv_into
             self.line = SecureLine(sock, outbox, server.writer, self._tls)
         self.session = server.session(server.storages, outbox, client, self.line.hang_up, limits=server.limits,
-                                      roles=server.roles, address=address)
+                                      roles=server.roles, address=address, iterators=server.iterators,
+                                      may_log=server.rations.of(host).allows)
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
 
@@ -353,19 +361,23 @@ class Connection:
             self._server.strangers.warning('%s: disconnected: it took too long to introduce itself',
                                            session.client)
         except Idle:
-            logger.info('%s: disconnected: it has not said anything for %g s', session.client,
-                        self._limits.idle_timeout)
+            logger.log(self._level(), '%s: disconnected: it has not said anything for %g s', session.client,
+                       self._limits.idle_timeout)
         except OSError as error:
-            logger.log(logging.INFO if session.is_registered else logging.DEBUG,
-                       '%s: lost: %s', session.client, error.strerror or error)
+            logger.log(self._level(), '%s: lost: %s', session.client, error.strerror or error)
         except Exception:
             logger.exception('%s: disconnected because of an error here', session.client)
         else:
             if session.outbox.condemned:
                 logger.warning('%s: disconnected: it does not read what it is sent', session.client)
             else:
-                logger.log(logging.INFO if session.is_registered else logging.DEBUG,
-                           '%s: has left', session.client)
+                logger.log(self._level(), '%s: has left', session.client)
+
+    def _level(self) -> int:
+        """Of what is everyday life: details if it is about a stranger, or too often the same."""
+        if self.session.is_registered and self._server.rations.of(self._host).allows():
+            return logging.INFO
+        return logging.DEBUG
 
     def _set_up_socket(self) -> None:
         sock = self._sock
@@ -459,6 +471,8 @@ class Connection:
         if answer is None:
             return False
         if answer == messages.PROBE:
+            if not self.session.may_come_in():
+                return False
             outbox.append(frame(messages.status_report(
                 {name: served.status() for name, served in self._server.storages.items()})))
             self.line.push(PATIENCE)
@@ -541,20 +555,32 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            accepted = self.socket.accept()
+            return self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                # It will be asked again at once: neither spin nor fill the log.
-                if not self._starving:
-                    logger.error('%s: no connections can be accepted for now: %s',
-                                 listening.describe(self.address), error.strerror)
-                self._starving = True
-                self._pause.wait(1.0)
+                self._starve(error.strerror)
             raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError as error:  # there can be no more threads now
+            self.shutdown_request(request)
+            self._starve(error)
+            return
         if self._starving:
             self._starving = False
             logger.warning('%s: connections are accepted again', listening.describe(self.address))
-        return accepted
+
+    def _starve(self, reason: object) -> None:
+        """What it takes to accept a connection is used up.
+
+        It will be asked for again at once: neither spin nor fill the log.
+        """
+        if not self._starving:
+            logger.error('%s: no connections can be accepted for now: %s', listening.describe(self.address), reason)
+        self._starving = True
+        self._pause.wait(1.0)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         host = None

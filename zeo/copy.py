@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from ZODB.blob import is_blob_record
 from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IBlobStorageRestoreable
 from ZODB.interfaces import IStorageRestoreable
@@ -33,6 +32,7 @@ from zeo.errors import ClientStorageError
 from zeo.server import configuration
 from zeo.server import storages
 from zeo.server.options import CannotStart
+from zeo.wire.records import is_blob_record
 
 PROGRAM = 'zeo.copy'
 

@@ -338,10 +338,15 @@ def _wait(signals: Signals, log_file: logs.Log | None) -> None:
 
 
 def _write_number(path: str) -> None:
-    """Write the number of this process to the pid file; nobody sees it half written."""
+    """Write the number of this process to the pid file; nobody sees it half written.
+
+    A link that somebody has put there, in a folder for everybody, is not followed.
+    """
     new = f'{path}.{os.getpid()}'
     try:
-        with open(new, 'wb') as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), 'wb') as file:
             file.write(b'%d\n' % os.getpid())
         os.replace(new, path)
     except OSError as error:

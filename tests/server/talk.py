@@ -101,12 +101,22 @@ class Peer:
     def wait(self, condition: Callable[[Message], bool], what: str = '',
              patience: float = PATIENCE) -> Message:
         """The first message for which the condition holds, as soon as there is one."""
+        found: list[Message] = []
+        seen = 0
+
+        def look() -> bool:
+            nonlocal seen
+            seen = min(seen, len(self.told))  # it may be cleared
+            while not found and seen < len(self.told):
+                if condition(self.told[seen]):
+                    found.append(self.told[seen])
+                seen += 1
+            return bool(found) or self.ended
+
         with self._new:
-            assert self._new.wait_for(lambda: self.ended or any(map(condition, self.told)), patience), \
-                f'still waiting for {what}; told: {self.told}'
-            for message in self.told:
-                if condition(message):
-                    return message
+            assert self._new.wait_for(look, patience), f'still waiting for {what}; told: {self.told}'
+        if found:
+            return found[0]
         raise EOFError(f'the connection has ended without {what}')
 
     def wait_for_end(self) -> None:

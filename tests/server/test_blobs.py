@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import ZODB.POSException
+from ZODB.blob import Blob
 from ZODB.blob import BlobStorage
+from ZODB.blob import is_blob_record as zodbs_is_blob_record
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import StorageError
 from ZODB.utils import maxtid
@@ -594,3 +597,38 @@ def test_only_old_files_of_a_killed_server_are_removed(serve: Serve, storage: An
         os.utime(folder / name, (then, then))
     serve(storage)
     assert sorted(temporary(storage)) == ['BUC-old.tmp', 'zeo-new.tmp']
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_record_that_pretends_to_be_a_blob_makes_none_when_it_is_undone_or_packed(
+        serve: Serve, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> None:
+    """As ZODB's own check would, which runs the record."""
+    made: list[Any] = []
+    monkeypatch.setattr(Blob, '__init__', lambda *args: made.append(args))
+    evil = b'\x80\x03cZODB.blob\nBlob\n(C\x04datatR.\x80\x03N.'
+    zodbs_is_blob_record(evil)
+    assert made.pop()  # it would
+    storage = FileStorage(str(tmp_path / 'evil.fs'), **{} if wrapped else {'blob_dir': str(tmp_path / 'evil')})
+    served = serve(BlobStorage(str(tmp_path / 'evil'), storage) if wrapped else storage)
+    peer = connect(served)
+    root = b'\x80\x03cpersistent.mapping\nPersistentMapping\n.\x80\x03C\x08' + oid(5) + b'Q.'
+    peer.commit(oid(0), root)
+    peer.commit(oid(5), evil)
+    peer.commit(oid(5), evil + b'N.')
+    [last, *_] = peer.call('undoLog', 0, 1)
+    peer.begin(7)
+    peer.tell('undoa', last['id'], 7)
+    peer.call('vote', 7)
+    peer.call('tpc_finish', 7)
+    peer.commit(oid(5), evil + b'N.')
+    peer.call('pack', time.time())
+    assert made == []
+
+
+def test_a_record_with_a_memo_that_takes_all_memory_is_not_packed(
+        serve: Serve, connect: Connect, file_storage: FileStorage) -> None:
+    peer = connect(serve(file_storage))
+    peer.commit(oid(0), b'\x80\x03cpersistent.mapping\nPersistentMapping\n.\x80\x03Nr\xff\xff\xff\x0f.')
+    with pytest.raises(StorageError, match='memo has holes'):
+        peer.call('pack', time.time())
+    assert peer.commit(oid(1), b'record')

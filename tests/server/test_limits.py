@@ -77,6 +77,21 @@ def test_some_files_are_kept_for_other_things(
     assert limits.files_for_connections() == connections
 
 
+@pytest.mark.parametrize('files, connections, iterators', [
+    (1024, 5000, 50), (100, 5000, 12), (20_000, 5000, 7450), (limits.resource.RLIM_INFINITY, 5000, 2**31)])
+def test_iterators_leave_files_for_other_things(
+        monkeypatch: pytest.MonkeyPatch, files: int, connections: int, iterators: int) -> None:
+    monkeypatch.setattr(limits.resource, 'getrlimit', lambda which: (files, files))
+    assert limits.files_for_iterators(connections) == iterators
+
+
+def test_an_allowance_is_what_is_not_used() -> None:
+    allowance = limits.Allowance(2)
+    assert [allowance.take() for _ in range(3)] == [True, True, False]
+    allowance.give_back()
+    assert [allowance.take() for _ in range(2)] == [True, False]
+
+
 def test_a_transaction_that_is_too_large_fails_at_its_vote(serve: object, connect: object) -> None:
     served: Served = serve()  # type: ignore[operator]
     peer: SessionPeer = connect(served)  # type: ignore[operator]
@@ -93,3 +108,13 @@ def test_a_transaction_that_is_too_large_fails_at_its_vote(serve: object, connec
     with pytest.raises(StorageError, match='more than 5000 bytes'):
         peer.call('vote', 2)
     assert peer.call('ping') is None
+
+
+def test_the_ids_of_what_is_to_be_undone_count_as_well(serve: object, connect: object) -> None:
+    served: Served = serve()  # type: ignore[operator]
+    peer: SessionPeer = connect(served)  # type: ignore[operator]
+    peer.session._limits = Limits(max_transaction=5000)
+    peer.begin(1)
+    peer.tell('undoa', b'x' * 5000, 1)
+    with pytest.raises(StorageError, match='more than 5000 bytes'):
+        peer.call('vote', 1)

@@ -1,6 +1,8 @@
 """zeo.server.monitor: the small web server beside the storage server."""
 
 import json
+import os
+import resource
 import socket
 import threading
 import time
@@ -60,6 +62,20 @@ def health(monitor: Monitor) -> tuple[int, str, dict[str, str]]:
     status, _, content = get(monitor, '/healthz')
     told = json.loads(content)
     return status, told['status'], told['storages']
+
+
+def test_a_server_with_thousands_of_connections_can_be_asked(monitor: Monitor) -> None:
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < 1300:
+        pytest.skip('there cannot be so many files')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(few, 1300), most))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert get(monitor, '/healthz')[0] == 503
+    finally:
+        for each in files:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
 
 
 # ---- health

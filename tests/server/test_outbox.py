@@ -210,6 +210,30 @@ def test_one_large_announcement_condemns_nobody() -> None:
     assert not outbox.gone
 
 
+LONG = (b'head', b'x' * 1000)
+
+
+def test_a_large_announcement_condemns_nobody_when_the_next_one_comes() -> None:
+    outbox = Outbox(limit=100)
+    assert outbox.announce(LONG, tid(1), [oid(1)])
+    assert announced(outbox, 2)  # the client cannot have read the first one yet
+    [_, part] = outbox.take(2000)[:2]
+    outbox.put_back(memoryview(part)[10:])  # as with TLS, which is given a part of it at a time
+    assert announced(outbox, 3)
+    assert outbox.announce(LONG, tid(4), [oid(1)])
+    assert not announced(outbox, 5) and outbox.condemned  # these are two
+
+
+def test_what_was_large_and_is_sent_is_no_excuse_any_more() -> None:
+    outbox = Outbox(limit=100)
+    assert outbox.announce(LONG, tid(1), [oid(1)])
+    outbox.take(2000)
+    for number in range(2, 20):
+        if not announced(outbox, number):
+            break
+    assert outbox.condemned
+
+
 def test_the_limit_leaves_room_for_the_largest_replies_that_sessions_wait_for() -> None:
     from zeo.server.session import ROOM
     assert ROOM * 4 <= LIMIT

@@ -130,3 +130,21 @@ def test_a_file_storage_is_found_inside_its_wrappers(file_storage: FileStorage) 
     assert find(HexStorage(file_storage)) is file_storage
     assert find(MappingStorage()) is None
     file_storage.close()
+
+
+def test_the_end_of_the_server_stops_a_pack_and_there_is_no_other(
+        file_storage: FileStorage, times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    packing = Packing('1', file_storage)
+    step = packing._step
+
+    def close_then_step(done: float) -> None:
+        packing.close()
+        step(done)
+
+    monkeypatch.setattr(packing, '_step', close_then_step)
+    with packing, pytest.raises(StorageError, match='was stopped; the database is as it was'):
+        packing.run(times[3])
+    for _ in range(2):
+        with pytest.raises(StorageError, match='the server is closing'), packing:
+            pytest.fail('it is packed')
+    file_storage.close()

@@ -10,6 +10,7 @@ from ZODB.utils import z64
 from tests.server.talk import oid
 from tests.server.talk import payloads
 from tests.server.talk import tid
+from zeo.server import publisher as module
 from zeo.server.outbox import Outbox
 from zeo.server.publisher import Publisher
 from zeo.wire import messages
@@ -172,6 +173,25 @@ def test_only_so_many_transactions_are_remembered() -> None:
     assert publisher.since(tid(2)) is None
     last_tid, oids = publisher.since(tid(4)) or (b'', [])
     assert (last_tid, sorted(oids)) == (tid(6), [oid(5), oid(6)])
+
+
+def test_only_so_many_oids_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'MOST_OIDS', 10)
+    publisher = Publisher(tid(2), [(tid(1), [oid(1)] * 8), (tid(2), [oid(number) for number in range(8)])])
+    assert publisher.since(tid(1)) == (tid(2), [oid(number) for number in range(8)])
+    publisher.publish(tid(3), [oid(1), oid(2)])
+    assert publisher.since(tid(1)) is not None
+    publisher.publish(tid(4), [oid(3)])
+    assert publisher.since(tid(1)) is None
+    assert publisher.since(tid(2)) == (tid(4), [oid(3), oid(1), oid(2)])
+    publisher.publish(tid(5), [oid(number) for number in range(20)])
+    assert publisher.since(tid(4)) is None
+    assert publisher.since(tid(5)) == (tid(5), [])
+    publisher.publish(tid(6), [oid(1)])
+    assert publisher.since(tid(5)) == (tid(6), [oid(1)])
+    publisher.start_afresh(tid(7))
+    publisher.publish(tid(8), [oid(number) for number in range(10)])
+    assert publisher.since(tid(7)) is not None
 
 
 @given(keep=st.integers(0, 5),

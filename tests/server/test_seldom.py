@@ -3,6 +3,7 @@
 import logging
 
 from zeo.server import seldom
+from zeo.server.seldom import Rations
 from zeo.server.seldom import Seldom
 from zeo.server.seldom import SeldomEach
 
@@ -45,3 +46,33 @@ def test_what_is_less_important_is_told_as_such(caplog):
     Seldom(logging.getLogger('zeo')).info('%s', 'news')
     [record] = caplog.records
     assert (record.levelname, record.getMessage()) == ('INFO', 'news')
+
+
+def test_everyday_life_is_told_up_to_a_number_of_lines_and_again_after_a_while(caplog, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(seldom.time, 'monotonic', lambda: now)
+    monkeypatch.setattr(seldom.Ration, 'MOST', 3)
+    rations = Rations(logging.getLogger('zeo'))
+    assert [rations.of('here').allows() for _ in range(6)] == [True] * 3 + [False] * 3
+    assert rations.of('there').allows()
+    assert [record.getMessage() for record in caplog.records] == [
+        'here: comes and goes so often that it is not told of for 60 s']
+    now += 61
+    assert [rations.of('here').allows() for _ in range(4)] == [True] * 3 + [False]
+    assert len(caplog.records) == 2
+
+
+def test_the_memory_of_rations_is_bounded_as_well():
+    rations = Rations(logging.getLogger('zeo'))
+    first = rations.of('0')
+    for number in range(SeldomEach.MOST):
+        rations.of(str(number))
+    assert rations.of('0') is first
+    rations.of('one more')
+    assert rations.of('0') is not first
+
+
+def test_an_error_may_have_its_traceback(caplog):
+    Seldom(logging.getLogger('zeo')).error('%s failed', 'it', cause=ValueError('why'))
+    [record] = caplog.records
+    assert record.levelname == 'ERROR' and 'ValueError: why' in caplog.text

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ZODB.Connection import TransactionMetaData
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.tests.hexstorage import HexStorage
+from ZODB.utils import newTid
 from ZODB.utils import p64
 from ZODB.utils import u64
 from ZODB.utils import z64
@@ -22,6 +24,7 @@ from tests.server.talk import SessionPeer
 from tests.server.talk import in_thread
 from tests.server.talk import oid
 from tests.server.talk import tid
+from tests.system.servers import until
 from zeo.ClientStorage import ClientStorage
 from zeo.server.served import Served
 from zeo.server.served import Worker
@@ -325,3 +328,48 @@ def test_all_threads_end_with_it(connect: Connect) -> None:
     peer.close()
     served.close()
     assert set(threading.enumerate()) <= before
+
+
+def test_a_pack_does_not_keep_the_server_from_ending(
+        connect: Connect, file_storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served('1', file_storage)
+    served.start()
+    peer = connect(served)
+    for number in range(3):
+        peer.commit(oid(number), b'\x80\x03N.\x80\x03N.')
+    begun, gate = threading.Event(), threading.Event()
+    step = served.packing._step
+
+    def wait_then_step(done: float) -> None:
+        begun.set()
+        assert gate.wait(PATIENCE)
+        step(done)
+
+    monkeypatch.setattr(served.packing, '_step', wait_then_step)
+    peer.ask('pack', time.time())
+    assert begun.wait(PATIENCE)
+    peer.close()
+    closing = in_thread(served.close)
+    until(lambda: served.packing._closed, 'it is told to stop')
+    gate.set()
+    closing.result(PATIENCE)
+    assert not Path(file_storage.getName() + '.pack').exists()
+
+
+def test_a_tid_is_chosen_once_though_the_clock_is_behind_and_the_server_was_killed(tmp_path: Path) -> None:
+    """Else who asks for the fate of the first one would be told that of the second."""
+    future = p64(u64(newTid(None)) + 2**40)
+    storage = FileStorage(str(tmp_path / 'Data.fs'))
+    meta = TransactionMetaData()
+    storage.tpc_begin(meta, future)
+    storage.tpc_vote(meta)
+    storage.tpc_finish(meta)
+    chosen = set()
+    for _ in range(5):
+        served = Served('1', storage)  # as after a restart
+        first, second = served.choose_tid(), served.choose_tid()
+        assert first is not None and second is not None and future < first < second < p64(u64(future) + 2**33)
+        assert u64(second) == u64(first) + 1
+        chosen.add(first)
+    assert len(chosen) == 5
+    storage.close()

@@ -1,5 +1,6 @@
 """One client's conversation: each method, each refusal, and what is not let through."""
 
+import base64
 import pickle
 import threading
 import time
@@ -29,7 +30,9 @@ from tests.server.talk import tid
 from tests.system.servers import until
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.server import jobs
 from zeo.server import session as module
+from zeo.server.limits import Allowance
 from zeo.server.served import Served
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import METHODS
@@ -260,6 +263,14 @@ def test_load_serial_get_tid_and_history(filed: SessionPeer) -> None:
             filed.call(name, *args)
 
 
+def test_one_answer_tells_of_so_many_revisions(filed: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'MOST_ENTRIES', 3)
+    tids = [filed.commit(oid(1), b'%d' % number) for number in range(6)]
+    assert [each['tid'] for each in filed.call('history', oid(1), 2**60)] == tids[:2:-1]
+    with pytest.raises(TypeError, match='at most 3 pairs'):
+        filed.call('verify', bytes(16 * 4))
+
+
 def test_record_iternext(filed: SessionPeer) -> None:
     committed = {each: filed.commit(oid(each), b'%d' % each) for each in range(3)}
     found, position = [], None
@@ -304,7 +315,8 @@ def test_new_oids_are_never_given_twice(filed: SessionPeer) -> None:
     ('storea', (b'123456789', z64, b'record')), ('storea', (1, z64, b'record')),
     ('storea', (oid(1), b'abc', b'record')), ('storea', (oid(1), 0, b'record')),
     ('storea', (oid(1), z64, 'text')), ('storea', (oid(1), z64, None)),
-    ('storea', (oid(1), z64, b'')), ('restorea', (oid(1), tid(2), b'', None)),
+    ('storea', (oid(1), z64, b'')), ('storea', (b'\xff' * 8, z64, b'record')),
+    ('storea', (b'\xff' * 4 + bytes(4), z64, b'record')), ('restorea', (b'\xff' * 8, tid(2), b'record', None)), ('restorea', (oid(1), tid(2), b'', None)),
     ('checkCurrentSerialInTransaction', (b'abc', z64)), ('checkCurrentSerialInTransaction', (oid(1), b'')),
     ('deleteObject', (b'abc', z64)), ('deleteObject', (oid(1), b'')), ('undoa', (5,)),
     ('restorea', (b'abc', tid(2), b'record', None)), ('restorea', (oid(1), b'', b'record', None)),
@@ -352,6 +364,45 @@ def test_there_is_nothing_to_undo_in_a_storage_without_undo(peer: SessionPeer) -
     assert peer.call('undoInfo', 0, -10, None) == [] == peer.call('undoLog', 0, -10)
 
 
+def test_one_answer_tells_of_so_many_transactions(filed: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'MOST_ENTRIES', 3)
+    tids = [filed.commit(oid(1), b'%d' % number) for number in range(6)]
+
+    def told(name: str, *args: Any) -> list[bytes]:
+        return [base64.decodebytes(each['id'] + b'\n') for each in filed.call(name, *args)]
+
+    for name in 'undoLog', 'undoInfo':
+        assert told(name, 0, -2) == tids[:3:-1]
+        assert told(name, 0, -2**60) == told(name, 0, 2**60) == tids[:2:-1]
+        assert told(name, 2, 2**60) == tids[3:0:-1]
+    assert told('undoInfo', 0, -2, {'user_name': b'nobody'}) == []
+    assert told('undoInfo', 0, -2, {'user_name': b'user'}) == tids[:3:-1]
+
+
+def test_nobody_looks_for_what_nobody_wants_to_know_any_more(
+        filed: SessionPeer, file_storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        filed.commit(oid(1), b'%d' % number)
+    asked, left, ended = [], threading.Event(), threading.Event()
+
+    def undo_log(first: int, last: int, is_wanted: Any) -> Any:
+        def leave(entry: Any) -> Any:
+            asked.append(entry)
+            assert left.wait(PATIENCE)
+            return is_wanted(entry)
+        try:
+            return FileStorage.undoLog(file_storage, first, last, leave)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(file_storage, 'undoLog', undo_log)
+    filed.ask('undoInfo', 0, -10, {'user_name': b'nobody'})
+    until(lambda: asked, 'it looks')
+    filed.outbox.end()
+    left.set()
+    assert ended.wait(PATIENCE) and len(asked) == 1
+
+
 def test_what_may_take_long_does_not_hold_up_its_own_client(
         served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
@@ -367,8 +418,8 @@ def test_what_may_take_long_does_not_hold_up_its_own_client(
 
 def test_one_client_has_only_so_many_threads_and_all_its_requests_are_answered(
         served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'HELPERS', 2)
-    monkeypatch.setattr(module, 'MOST_JOBS', 10)
+    monkeypatch.setattr(jobs, 'HELPERS', 2)
+    monkeypatch.setattr(jobs, 'MOST_JOBS', 10)
     gate, running, most = threading.Semaphore(0), [], []
 
     def slow(*_: Any) -> list[Any]:
@@ -393,13 +444,15 @@ def test_one_client_has_only_so_many_threads_and_all_its_requests_are_answered(
 
 
 def test_without_another_thread_a_request_is_refused_and_not_forgotten(
-        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, 'start', start)
     with pytest.raises(ServerException, match="can't start new thread"):
         peer.call('verify', b'')
+    assert not [record for record in caplog.records if record.exc_info]
     peer.commit(oid(1), b'record')  # this needs no new thread
     monkeypatch.undo()
     assert peer.call('verify', b'') == b''
@@ -515,6 +568,31 @@ def test_iterators_end_with_the_connection(
     filed.call('iterator_record_start', iterator, filed.call('iterator_next', iterator)[0])
     filed.close()
     assert made[0]._file is None
+
+
+def test_all_clients_together_have_only_so_many_iterators(
+        connect: Connect, serve: Serve, file_storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, allowance = serve(file_storage), Allowance(2)
+    one, two = connect(served), connect(served)
+    one.commit(oid(1), b'record')
+    for each in one, two:
+        each.session._allowance = allowance
+    iterators = [each.call('iterator_start', None, None) for each in (one, two)]
+    for each in one, two:
+        with pytest.raises(ServerException, match='2 iterators are in use, of all clients'):
+            each.call('iterator_start', None, None)
+    transaction = one.call('iterator_next', iterators[0])[0]
+    one.call('iterator_record_start', iterators[0], transaction)  # has no file of its own
+    one.tell('iterator_gc', [iterators[0], iterators[0], 77])
+    with pytest.raises(ServerException):  # it cannot begin, and takes nothing
+        monkeypatch.setattr(file_storage, 'iterator', lambda *_: 1 // 0)
+        one.call('iterator_start', None, None)
+    monkeypatch.undo()
+    iterators[0] = one.call('iterator_start', None, None)
+    while one.call('iterator_next', iterators[0]) is not None:
+        pass
+    two.close()
+    assert allowance.take() and allowance.take() and not allowance.take()
 
 
 def test_one_client_has_only_so_many_iterators(filed: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -688,6 +766,73 @@ def test_votes_and_finishes_never_wait_for_a_client_that_does_not_read(
     peer.ask('tpc_finish', 1)
     peer.ask('tpc_abort', 1)
     assert len(served.storage) == 1
+
+
+@pytest.mark.parametrize('name, args', [
+    ('ping', ()), ('get_info', ()), ('new_oids', ()), ('tpc_begin', (5, b'', b'', {})), ('pack', ('soon',)),
+    ('vote', (2,)), ('tpc_finish', (2,)), ('tpc_finish', (1,)), ('tpc_abort', (2,))])
+def test_whatever_is_asked_for_what_is_unread_is_limited(
+        served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch, name: str, args: tuple[Any, ...]) -> None:
+    monkeypatch.setattr(module, 'ROOM', 1000)
+    monkeypatch.setattr(module, 'ROOM_PATIENCE', .01)
+    peer = connect(served)
+    peer.outbox.limit = 50_000
+    unread(peer)
+    peer._listen = lambda: None  # type: ignore[method-assign]
+    peer.begin(1)
+    with pytest.raises(ProtocolError, match='does not read'):
+        for _ in range(10_000):
+            peer.ask(name, *args)
+    assert peer.outbox.backlog < 60_000
+
+
+@pytest.mark.parametrize('end', ['tpc_finish', 'tpc_abort'])
+def test_what_ends_a_voted_transaction_waits_for_nobody(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    peer.begin(1, (oid(1), z64, b'record'))
+    peer.call('vote', 1)
+    unread(peer)
+    with monkeypatch.context() as context:
+        context.setattr(module, 'ROOM', 1000)
+        context.setattr(peer, '_listen', lambda: None)
+        peer.outbox.append((b'x' * 20_000,))
+        peer.outbox.limit = 10_000
+        peer.ask(end, 1)
+        assert served.lock.holder is None
+
+
+def test_what_is_done_beside_waits_for_room_as_well(
+        served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'ROOM', 1000)
+    monkeypatch.setattr(served.storage, 'supportsUndo', lambda: True, raising=False)
+    gate = threading.Semaphore(0)
+    monkeypatch.setattr(jobs, 'HELPERS', 1)
+    monkeypatch.setattr(served.storage, 'undoLog', lambda *_: gate.acquire() and [b'x' * 2000], raising=False)
+    peer = connect(served)
+    requests = [peer.ask('undoLog') for _ in range(10)]
+    listen = peer._listen
+    unread(peer)
+    peer._listen = lambda: None  # type: ignore[method-assign]
+    for _ in requests:
+        gate.release()
+    until(lambda: peer.outbox._waiting, 'it waits for room')
+    assert peer.outbox.backlog < 5000
+    peer._listen = peer.outbox.deliver = listen  # type: ignore[method-assign]
+    listen()
+    assert [peer.answer(request) for request in requests] == [[b'x' * 2000]] * 10
+
+
+def test_who_reads_nothing_of_what_was_done_beside_is_given_up(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'ROOM', 1000)
+    monkeypatch.setattr(module, 'ROOM_PATIENCE', .01)
+    unread(peer)
+    with monkeypatch.context() as context:
+        context.setattr(peer, '_listen', lambda: None)
+        peer.outbox.append((b'x' * 2000,))
+        peer.tell('pack', 1.0)  # which waits for room before it is begun
+        until(lambda: peer.hung_up, 'it is disconnected')
+    assert peer.outbox.condemned
 
 
 # ---- announcements that come late

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError
+from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
@@ -19,6 +21,7 @@ from ZODB.utils import z64
 
 from tests.server.talk import PATIENCE
 from tests.server.talk import Announcing
+from tests.server.talk import Gate
 from tests.server.talk import GatedStorage
 from tests.server.talk import SessionPeer
 from tests.server.talk import in_thread
@@ -29,6 +32,7 @@ from tests.system.servers import until
 from zeo.errors import ClientDisconnected
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.server.served import MOST_COMMITTED
 from zeo.server.served import Served
 from zeo.server.transaction import State
 
@@ -665,7 +669,7 @@ def test_what_the_storage_cannot_do_is_an_error_that_says_so(served: Served, pee
 
 
 @pytest.mark.parametrize('chosen, why', [
-    (z64, 'not later'), (maxtid, 'no room'), (b'\xff' * 8, 'no room')])
+    (z64, 'not later'), (maxtid, 'no room'), (b'\xff' * 8, 'no room'), (b'\x7f\xff\xff\xff' + bytes(4), 'no room')])
 def test_a_chosen_tid_that_would_damage_the_storage_is_refused(
         serve: Serve, connect: Connect, file_storage: Any, chosen: bytes, why: str) -> None:
     served = serve(file_storage)
@@ -1022,3 +1026,118 @@ def test_the_metadata_of_a_transaction_reach_the_storage(
     assert transaction.user == 'usér'.encode()
     assert transaction.description.decode() == 'descrîption'
     assert transaction.extension == {'key': ['value']}
+
+
+class Told(dict[bytes, Any]):
+    """Lets who looks at all transactions that were told stop behind that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+
+    def items(self) -> Any:
+        found = list(super().items())
+        self.gate.go_through()
+        return found
+
+
+def test_who_leaves_the_queue_does_not_make_a_voted_transaction_forgotten(
+        serve: Serve, connect: Connect, file_storage: FileStorage) -> None:
+    """Else its client would be told that it is not committed, and then it would be."""
+    served = serve(GatedStorage(file_storage))
+    one, two, asking = connect(served), connect(served), connect(served)
+    served.told = told = Told()
+    served.storage.gates['voting'].shut()
+    one.begin(1, NEW)
+    vote = in_thread(one.ask, 'vote', 1, True)
+    served.storage.gates['voting'].wait_until_reached()
+    two.begin(2, NEW)
+    two.ask('vote', 2, True)
+    told.gate.shut()
+    leaving = in_thread(two.ask, 'tpc_abort', 2)
+    until(lambda: leaving.done() or told.gate._reached.is_set(), 'it is about to leave')
+    served.storage.gates['voting'].open()
+    _, chosen = one.answer(vote.result(PATIENCE))
+    told.gate.open()
+    leaving.result(PATIENCE)
+    assert asking.call('settle', chosen, 1) is False
+    with pytest.raises(StorageTransactionError):
+        one.call('tpc_finish', 1)
+    assert served.told == {}
+
+
+@pytest.mark.parametrize('end', ['tpc_finish', 'tpc_abort', 'close'])
+def test_the_lock_is_released_whatever_fails_at_the_end(
+        served: Served, peer: SessionPeer, connect: Connect, caplog: pytest.LogCaptureFixture, end: str) -> None:
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+
+    def fail(_: str) -> None:
+        raise MemoryError
+
+    transaction = peer.session._transaction
+    assert transaction is not None
+    transaction.tell_audit = fail
+    peer.close() if end == 'close' else peer.call(end, 1)
+    assert 'MemoryError' in caplog.text
+    assert state(peer) is None and served.statistics.active_txns == 0
+    assert can_commit(served, connect)
+
+
+def test_the_lock_is_released_whatever_fails_before_finishing(
+        served: Served, peer: SessionPeer, connect: Connect) -> None:
+    class Many(dict[bytes, None]):
+        def __iter__(self) -> Any:
+            raise MemoryError
+
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    transaction._changed = Many()
+    with pytest.raises(EOFError):
+        peer.call('tpc_finish', 1)
+    assert can_commit(served, connect) and oid(1) not in served.storage._data
+
+
+def test_what_clients_can_repeat_does_not_fill_the_log(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Any) -> None:
+        raise AttributeError('not foreseen at all')
+
+    monkeypatch.setattr(served.storage, 'tpc_vote', fail)
+    for number in range(5):
+        peer.begin(number, NEW)
+        with pytest.raises(ServerException):
+            peer.call('vote', number)
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert 'vote failed' in record.getMessage()
+
+
+def test_a_transaction_that_was_packed_away_is_committed_all_the_same(
+        serve: Serve, connect: Connect, file_storage: FileStorage) -> None:
+    def overwritten(id: int) -> bytes:
+        peer.begin(id, (oid(0), peer.serial(oid(0)), record))
+        told: bytes = peer.call('vote', id, True)[1]
+        assert peer.call('tpc_finish', id) == told
+        peer.commit(oid(0), record, id=99)
+        peer.call('pack', time.time() + 10)
+        assert told not in [each.tid for each in file_storage.iterator()]
+        return told
+
+    record = b'\x80\x03N.\x80\x03N.'
+    served = serve(file_storage)
+    peer = connect(served)
+    peer.commit(oid(0), record)
+    told = overwritten(1)
+    assert connect(served).call('settle', told, 1) is True
+    served.committed.clear()  # as after a restart
+    with pytest.raises(StorageError, match='cannot be known any more'):
+        connect(served).call('settle', told, 1)
+    assert connect(served).call('settle', p64(u64(served.publisher.last_tid) + 1), 7) is False
+
+
+def test_of_what_was_committed_so_much_is_remembered(served: Served) -> None:
+    for number in range(MOST_COMMITTED + 5):
+        served.remember(tid(number))
+    assert len(served.committed) == MOST_COMMITTED and tid(5) in served.committed and tid(4) not in served.committed

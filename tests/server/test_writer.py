@@ -291,6 +291,22 @@ def test_shutting_down_holds_off_closing(pair: Pair) -> None:
     assert pair.line.sock.fileno() == -1
 
 
+def test_an_error_before_anything_is_sent_ends_this_connection_and_not_the_writer(
+        pairs: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> Any:
+        raise MemoryError
+
+    broken, other = pairs(), pairs()
+    sent = broken.stuff()
+    monkeypatch.setattr(broken.line, '_take', fail)
+    broken.append(b'more')
+    broken.read(sent)
+    until(lambda: broken.outbox.gone and has_turn(broken.line), 'the connection has ended')
+    assert 'a client cannot be sent to' in caplog.text
+    sent = other.stuff()
+    assert len(other.read(sent)) == sent  # by the writer
+
+
 def test_an_error_that_is_not_the_networks_ends_this_connection_and_not_the_writer(
         pairs: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture) -> None:

@@ -2,17 +2,18 @@
 
     python -m tests.system.soak [--minutes 10] [SCENARIO ...]
 
-Clients that do not read, stop, or die in any phase of a commit; servers that are killed or told to end
-under load; full disks, no more files; many clients, and clients that come and go.  Each scenario is
+Clients that do not read, stop, vanish, or die in any phase of a commit; servers that are killed or told to end
+under load; full disks, no more files; many clients, and clients that come and go; and in
+`tests.system.hostilities` those that mean harm: hostile messages to servers and to clients, hostile records, floods,
+bad manners, TLS, roles, and all that can be wrong at a start.  Each scenario is
 repeated for its share of the time and gives one line of figures: what was tried, what survived, what was
 lost (always 0, or exit status 1), and the server's memory, threads and files before and after.
 
-Scenarios that need to be root, for a small disk of their own, are left out where nobody is.
+Scenarios that need to be root, for a small disk or a network of their own, are left out where nobody is.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import os
 import random
@@ -21,7 +22,6 @@ import shutil
 import signal
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -31,7 +31,6 @@ import traceback
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
-from typing import NamedTuple
 
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
@@ -43,8 +42,17 @@ from ZODB.utils import u64
 from ZODB.utils import z64
 
 from tests.server.talk import SocketPeer
+from tests.system import hostilities
+from tests.system.accounts import AT_ONCE
+from tests.system.accounts import KEPT
+from tests.system.accounts import MB
+from tests.system.accounts import Account
+from tests.system.accounts import Resources
+from tests.system.accounts import client_of
+from tests.system.accounts import reset
+from tests.system.accounts import seconds
+from tests.system.accounts import watched
 from tests.system.clients import Task
-from tests.system.clients import open_client
 from tests.system.clients import store
 from tests.system.servers import PATIENCE
 from tests.system.servers import ROOT
@@ -54,110 +62,6 @@ from tests.system.servers import file_storage
 from tests.system.servers import until
 from zeo.errors import ClientDisconnected
 from zeo.errors import OutcomeUnknown
-
-MB = 1024 * 1024
-
-#: How much more memory in bytes a server may have after a scenario: what the allocator keeps, and caches.
-KEPT = 24 * MB
-
-#: A commit that goes on "at once" takes no longer than this, in seconds, on a busy machine.
-AT_ONCE = 5.0
-
-#: How long in seconds a server has for giving back the threads and files of clients that have left.
-BACK = 20.0
-
-
-class Resources(NamedTuple):
-    """What a process has: memory in bytes, threads, open files (but those that a FileStorage keeps in reserve)."""
-
-    memory: int
-    threads: int
-    files: int
-
-    @classmethod
-    def of(cls, pid: int) -> 'Resources':
-        with open(f'/proc/{pid}/status') as file:
-            words = dict(line.split(':', 1) for line in file)
-        return cls(int(words['VmRSS'].split()[0]) * 1024, int(words['Threads']), len(_files(pid)))
-
-    def __str__(self) -> str:
-        return f'{self.memory / MB:.0f} MB, {self.threads} threads, {self.files} files'
-
-
-def _files(pid: int) -> list[str]:
-    folder, names = f'/proc/{pid}/fd', []
-    for number in os.listdir(folder):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            names.append(os.readlink(os.path.join(folder, number)))
-    return [name for name in names if not name.endswith('.fs')]
-
-
-@dataclasses.dataclass
-class Account:
-    """What was tried in a scenario, and what became of it."""
-
-    tried: int = 0
-    survived: int = 0
-    lost: list[str] = dataclasses.field(default_factory=list)
-    notes: dict[str, str] = dataclasses.field(default_factory=dict)
-    before: Resources | None = None
-    after: Resources | None = None
-
-    def expect(self, truth: bool, what: str) -> None:
-        """One thing tried; ``what`` is lost if it is not so."""
-        self.tried += 1
-        if truth:
-            self.survived += 1
-        else:
-            self.lost.append(what)
-
-    def __str__(self) -> str:
-        words = [f'tried {self.tried}, survived {self.survived}, lost {len(self.lost)}']
-        words += [f'{what} {value}' for what, value in self.notes.items()]
-        if self.before and self.after:
-            words.append(f'server {self.before} -> {self.after}')
-        return '; '.join(words)
-
-
-@contextlib.contextmanager
-def watched(server: Server, account: Account) -> Iterator[None]:
-    """The server must have no more threads and files afterwards than before, and about the same memory."""
-    pid = server.process.pid
-    account.before = Resources.of(pid)
-    yield
-    def back() -> bool:
-        account.after = Resources.of(pid)
-        return (account.after.threads <= account.before.threads
-                and account.after.files <= account.before.files)
-    try:
-        until(back, 'threads and files are given back', BACK)
-    except AssertionError:
-        pass
-    account.expect(account.after.threads <= account.before.threads, f'threads: {account.after}')
-    account.expect(account.after.files <= account.before.files, f'files: {account.after}')
-    account.expect(account.after.memory <= account.before.memory + KEPT, f'memory: {account.after}')
-
-
-@contextlib.contextmanager
-def client_of(server: Server, **options: Any) -> Iterator[Any]:
-    client = open_client('zeo', server, **options)
-    try:
-        yield client
-    finally:
-        client.close()
-
-
-def reset(peer: SocketPeer) -> None:
-    """Let a client vanish: what it has sent and not been told is gone, and the server is told so."""
-    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-    peer.close()
-
-
-def seconds(call: Callable[..., Any], *args: Any) -> float:
-    begin = time.perf_counter()
-    call(*args)
-    return time.perf_counter() - begin
-
 
 # ---- clients that are in the way ------------------------------------------------------------
 
@@ -731,7 +635,7 @@ NEED_A_DISK = {'full-disk': full_disk, 'full-staging': full_staging, 'full-log':
 SCENARIOS: dict[str, Callable[[float], Account]] = {
     'unread': unread, 'lagging': lagging, 'stopped': stopped, 'vanishing': vanishing, 'killed': killed,
     'told-to-end': told_to_end, 'power-cut': power_cut, 'out-of-files': out_of_files, 'many': many,
-    'coming-and-going': coming_and_going, **NEED_A_DISK}
+    'coming-and-going': coming_and_going, **NEED_A_DISK, **hostilities.SCENARIOS}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -744,9 +648,10 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in SCENARIOS:
             parser.error(f'no such scenario: {name}')
     names = options.scenarios or list(SCENARIOS)
-    if not can_have_disks():
-        print('left out, since nothing can be mounted:', *[name for name in names if name in NEED_A_DISK])
-        names = [name for name in names if name not in NEED_A_DISK]
+    for possible, needing in (can_have_disks, NEED_A_DISK), (hostilities.can_have_a_network, hostilities.NEED_A_NETWORK):
+        if set(names) & set(needing) and not possible():
+            print('left out, since that needs root:', *[name for name in names if name in needing])
+            names = [name for name in names if name not in needing]
     logging.getLogger('zeo').setLevel(logging.CRITICAL)  # that connections are lost is no news here
     lost = 0
     until_when = time.monotonic()

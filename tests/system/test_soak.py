@@ -4,14 +4,23 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.system import accounts
+from tests.system import hostilities
 from tests.system import soak
 from tests.system.servers import Server
 
 
-@pytest.mark.parametrize('name', soak.SCENARIOS)
+#: What ordinary tests do to real servers as well.
+ELSEWHERE = {'hostile-frames', 'hostile-records', 'bad-manners', 'wrong-starts', 'tls', 'roles'}
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.soak) if name in ELSEWHERE else name for name in soak.SCENARIOS])
 def test_the_server_survives(name: str) -> None:
     if name in soak.NEED_A_DISK and not soak.can_have_disks():
         pytest.skip('nothing can be mounted here')
+    if name in hostilities.NEED_A_NETWORK and not hostilities.can_have_a_network():
+        pytest.skip('no network can be made here')
     account = soak.SCENARIOS[name](.02)
     assert account.tried and not account.lost, account
 
@@ -44,7 +53,7 @@ def test_a_commit_that_is_lost_is_noticed(start_server: Callable[..., Server]) -
 
 def test_what_a_server_does_not_give_back_is_noticed(
         start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak, 'BACK', .1)
+    monkeypatch.setattr(accounts, 'BACK', .1)
     server, account = start_server(), soak.Account()
     with soak.client_of(server) as client:
         with soak.watched(server, account):

@@ -17,6 +17,7 @@ from zeo.errors import TlsError
 from zeo.wire import messages
 from zeo.wire.certificates import client_context
 from zeo.wire.certificates import server_context
+from zeo.wire.tls import MOST_ANSWERS
 from zeo.wire.tls import Tls
 
 PATIENCE = 30.0
@@ -411,3 +412,19 @@ def test_an_unforeseen_error_is_told_in_openssls_words(certificates: Certificate
     tls = Tls(any_client(certificates), lambda size: b'\x16\x03\x03\0\x05hello', hostname='localhost')
     with pytest.raises(TlsError, match='the TLS of the server is in error: [a-z ]+'):
         tls.shake_hands(lambda data: None)
+
+
+def test_a_peer_that_asks_for_new_keys_and_reads_nothing_is_given_up(
+        pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request takes an answer, of which TLS makes as many as are asked for."""
+    class Asked:
+        def read(self, *_: object) -> int:
+            pair.server.tls._outgoing.write(bytes(1000))
+            raise ssl.SSLWantReadError
+
+    pair.server.right.acquire()  # somebody is sending, and cannot go on
+    monkeypatch.setattr(pair.server.tls, '_object', Asked())
+    pair.server.tls.receive = lambda _: b'key update'
+    with pytest.raises(TlsError, match='asks for new keys and does not read'):
+        pair.server.tls.recv_into(memoryview(bytearray(100)))
+    assert pair.server.answers == MOST_ANSWERS // 1000 + 1

@@ -22,6 +22,7 @@ from ZODB.interfaces import IBlobStorageRestoreable
 from zeo.server.outbox import Outbox
 from zeo.server.outbox import SendFile
 from zeo.wire import messages
+from zeo.wire import records
 from zeo.wire.pieces import Destination
 from zeo.wire.pieces import cut
 
@@ -156,6 +157,16 @@ def _naming(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
+
+
+def take_over(storage: Any) -> None:
+    """Let a storage find out in our way which records are those of blobs, when it packs or undoes."""
+    if hasattr(type(storage), 'is_blob_record'):
+        def is_blob_record(record: bytes | None) -> bool:
+            # What registerDB has set, if records are stored in another form (compressed, say).
+            decode = getattr(storage, '_BlobStorageMixin__untransform_record_data', None)
+            return records.is_blob_record(decode(record) if record and decode else record)
+        storage.is_blob_record = is_blob_record
 
 
 def extensions(storage: Any) -> tuple[str, ...]:

@@ -68,13 +68,13 @@ def take_over(storage: Any, by_clients: bool) -> bool:
     Storages that have ZODB's ``tryToResolveConflict``, also those that a wrapper has among its attributes,
     call ours from now on.  False: there is none, and `check` has to be called before anything is stored.
     """
-    resolving = [each for each in _storages(storage) if hasattr(type(each), 'tryToResolveConflict')]
+    resolving = [each for each in storages(storage) if hasattr(type(each), 'tryToResolveConflict')]
     for each in resolving:
         each.tryToResolveConflict = _leave_it_to_the_client if by_clients else Resolver(each)
     return bool(resolving)
 
 
-def _storages(storage: Any) -> list[Any]:
+def storages(storage: Any) -> list[Any]:
     """The storage, and those that it wraps."""
     found = [storage]
     for each in found:

@@ -4,6 +4,7 @@ Depth and number of parts of a message are limited as well, where messages are r
 """
 
 import resource
+import threading
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -44,6 +45,35 @@ def files_for_connections() -> int:
     """How many connections the process can have, with the files that it may open."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if files == resource.RLIM_INFINITY else files - min(FILES_BESIDE, files // 4)
+
+
+def files_for_iterators(connections: int) -> int:
+    """How many iterators, each with a file of its own, may be open beside so many connections."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return 2**31
+    return max(min(FILES_BESIDE, files // 4), files - connections - FILES_BESIDE) // 2
+
+
+class Allowance:
+    """So many of something for all clients together.  Any thread may call the methods, which never wait."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._mutex = threading.Lock()  # guards `_used`; a leaf
+        self._used = 0
+
+    def take(self) -> bool:
+        """Whether there was one more."""
+        with self._mutex:
+            if self._used >= self.most:
+                return False
+            self._used += 1
+            return True
+
+    def give_back(self) -> None:
+        with self._mutex:
+            self._used -= 1
 
 
 class Door:

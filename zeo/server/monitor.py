@@ -196,10 +196,12 @@ class _Request(http.server.BaseHTTPRequestHandler):
     def _head(self) -> bytes:
         """The head of the request, in so much time and so many bytes."""
         head = b''
+        poll = select.poll()  # `select.select` takes no socket beyond the first 1,024
+        poll.register(self.connection, select.POLLIN)
         deadline = time.monotonic() + PATIENCE
         while b'\r\n\r\n' not in head and b'\n\n' not in head and len(head) < LONGEST_HEAD:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.connection], [], [], left)[0]:
+            if left <= 0 or not poll.poll(left * 1000):
                 return b''
             more = self.connection.recv(LONGEST_HEAD - len(head))
             if not more:

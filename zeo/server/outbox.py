@@ -72,7 +72,8 @@ class Outbox:
     """
 
     __slots__ = ('published', 'announced', 'backlog', 'gone', 'condemned', 'deliver', 'limit',
-                 'send_file', 'size_sent', '_parts', '_mutex', '_changed', '_waiting', '_watched', '_touched')
+                 'send_file', 'size_sent', '_parts', '_largest', '_mutex', '_changed', '_waiting', '_watched',
+                 '_touched')
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.published = 0
@@ -85,6 +86,7 @@ class Outbox:
         self.deliver: Callable[[], None] = _nobody_delivers
         self.send_file: SendFile | None = None
         self._parts: deque[bytes | memoryview] = deque()
+        self._largest = 0  # of the announcements since there was nothing to be sent, in bytes
         self._mutex = threading.Lock()
         # Notified, if `_waiting`, when something was announced, when there is more room, and at
         # the end.  Every wait has a time-out.
@@ -107,17 +109,22 @@ class Outbox:
         """Append the announcement of a transaction of somebody else, or of this client itself.
 
         The publisher calls this, in tid order, under its mutex.  False if the client does not keep
-        up: the backlog *before* this announcement is beyond the limit.  It is then condemned, and the
-        caller has to `deliver`, to make that known.
+        up: the backlog *before* this announcement is beyond the limit, not counting the largest one in it.
+        It is then condemned, and the caller has to `deliver`, to make that known.
         """
         with self._mutex:
             if self.gone:
                 return True
-            if self.backlog > self.limit:
+            before = self.backlog
+            if not before:
+                self._largest = 0
+            elif before > self.limit + self._largest:
                 self.condemned = True
                 self._end()
                 return False
             self._append(frame)
+            if len(frame) > 1:  # a long one
+                self._largest = max(self._largest, self.backlog - before)
             self.published += 1
             self.announced = tid
             if self._watched is not None and self._watched in oids:
@@ -241,6 +248,7 @@ class Outbox:
             if not self.gone:
                 self._parts.appendleft(part)
                 self.backlog += len(part)
+                self._largest = max(self._largest, len(part))
 
     def end(self) -> None:
         """Nothing more will be sent: the connection is closed.  May be called more than once."""

@@ -16,7 +16,8 @@ from typing import Any
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.fspack import FileStoragePacker
 from ZODB.POSException import StorageError
-from ZODB.serialize import referencesf
+
+from zeo.wire.records import references
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Packing:
         self._phase = ''
         self._done = 0.0
         self._stop = False
+        self._closed = False
 
     def locked(self) -> bool:
         """Whether a pack is in progress."""
@@ -47,6 +49,9 @@ class Packing:
         if not self._busy.acquire(blocking=False):
             since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self._since))
             raise StorageError(f'storage {self._name} is being packed already, since {since}')
+        if self._closed:
+            self._busy.release()
+            raise StorageError(f'storage {self._name} is not packed, since the server is closing')
         self._since, self._phase, self._done, self._stop = time.time(), 'packing', 0.0, False
 
     def __exit__(self, *exc: object) -> None:
@@ -60,7 +65,7 @@ class Packing:
         if watch:
             found.packer = self._packer
         try:
-            self._storage.pack(pack_time, self._references if watch else referencesf)
+            self._storage.pack(pack_time, self._references if watch else references)
         except Stopped:
             logger.info('storage %s: the pack was stopped', self._name)
             raise StorageError(f'the pack of storage {self._name} was stopped;'
@@ -82,8 +87,7 @@ class Packing:
 
     def _references(self, record: bytes, oids: list[bytes] | None = None) -> list[bytes]:
         self._step(self._done + 1 / max(len(self._storage), 1))
-        found: list[bytes] = referencesf(record, oids)
-        return found
+        return references(record, oids)
 
     def _copying(self, share: float) -> None:
         if self._phase != 'copying':
@@ -92,13 +96,17 @@ class Packing:
 
     def _step(self, done: float) -> None:
         self._done = done
-        if self._stop:
+        if self._stop or self._closed:
             raise Stopped
 
     def stop(self) -> bool:
         """Have the pack in progress stopped; False if there is none, or none that can be."""
         self._stop = self.locked() and self._file_storage is not None
         return self._stop
+
+    def close(self) -> None:
+        """Have the pack in progress stopped, if that is possible; from now on there is none."""
+        self._closed = True
 
     @property
     def progress(self) -> dict[str, Any] | None:

@@ -16,12 +16,15 @@ from zeo.server.outbox import Outbox
 from zeo.wire.framing import Frame
 from zeo.wire.messages import invalidation_notice
 
+#: The oids of so many changes are remembered, of however few transactions.
+MOST_OIDS = 1_000_000
+
 
 class Publisher:
     """Announces the transactions of one storage, in tid order, to the outboxes that subscribed.
 
     ``recent`` are ``(tid, oids)`` pairs of the latest transactions, oldest first; the last ``keep``
-    of them are kept for clients that come back.  ``last_tid`` is the storage's last tid.
+    of them are kept for clients that come back, less if they changed more than `MOST_OIDS` objects.  ``last_tid`` is the storage's last tid.
     """
 
     def __init__(self, last_tid: bytes, recent: Iterable[tuple[bytes, Collection[bytes]]] = (),
@@ -31,9 +34,12 @@ class Publisher:
         self._mutex = threading.Lock()
         self._subscribers: dict[Outbox, None] = {}  # in order of subscription
         self._last_tid = last_tid
-        self._recent: deque[tuple[bytes, Collection[bytes]]] = deque(recent, maxlen=max(keep, 1))
+        self._keep = max(keep, 1)
+        self._recent: deque[tuple[bytes, Collection[bytes]]] = deque(recent, self._keep)
+        self._oids = sum(len(oids) for _, oids in self._recent)
         # The ring can answer for tids from here on.
         self._known_since = self._recent[0][0] if self._recent else last_tid
+        self._forget()
 
     @property
     def last_tid(self) -> bytes:
@@ -80,9 +86,12 @@ class Publisher:
                                      f' {self._last_tid.hex()}')
                 committer.append(answer)
                 return [committer]
-            if len(self._recent) == self._recent.maxlen:
-                self._known_since = self._recent[1][0] if len(self._recent) > 1 else tid
+            if len(self._recent) == self._keep:
+                self._forget_one()
             self._recent.append((tid, oid_set))
+            self._oids += len(oid_set)
+            if self._oids > MOST_OIDS:
+                self._forget()
             self._last_tid = tid
             told = list(self._subscribers)
             for outbox in told:
@@ -91,6 +100,15 @@ class Publisher:
             if committer is not None:
                 committer.announce(answer, tid, oid_set)
         return told
+
+    def _forget(self) -> None:
+        """Of too many oids, those of the oldest transactions."""
+        while self._oids > MOST_OIDS:
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        self._known_since, oids = self._recent.popleft()
+        self._oids -= len(oids)
 
     def tell(self, frame: Frame) -> list[Outbox]:
         """Append a notice that is no announcement to everybody; returns whom to deliver."""
@@ -108,6 +126,7 @@ class Publisher:
         """
         with self._mutex:
             self._recent.clear()
+            self._oids = 0
             self._last_tid = self._known_since = max(last_tid, self._last_tid)
             told = list(self._subscribers)
             for outbox in told:

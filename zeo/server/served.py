@@ -6,6 +6,7 @@ There is one `Served` for each storage *object*, however many names it is served
 import contextlib
 import logging
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import POSKeyError
+from ZODB.POSException import StorageError
 from ZODB.POSException import Unsupported
-from ZODB.serialize import referencesf
 from ZODB.utils import newTid
+from ZODB.utils import u64
 from ZODB.utils import z64
 from zope.interface import providedBy
 
@@ -34,14 +36,20 @@ from zeo.server.histogram import Histogram
 from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
+from zeo.server.seldom import SeldomEach
 from zeo.wire import messages
 from zeo.wire.framing import Frame
+from zeo.wire.records import references
 
 if TYPE_CHECKING:
     from zeo.server.session import Session
     from zeo.server.transaction import Transaction
 
 logger = logging.getLogger(__name__)
+
+
+#: How many transactions whose tid was told are remembered when they are committed.
+MOST_COMMITTED = 1000
 
 
 class Statistics:
@@ -103,6 +111,7 @@ class Served:
         self.client_conflict_resolution = client_conflict_resolution
         self.announces_itself = announces_itself(storage)
         self.statistics = Statistics()
+        self.failures = SeldomEach(logger)  # of what clients ask for, as they may ask again and again
         self.lock = CommitLock(transaction_timeout, name)
         self.packing = Packing(name, storage)
         # Those who use it, and what those did that have left; guarded by `_register`, a leaf.
@@ -115,6 +124,8 @@ class Served:
         # Transactions whose tid was told to their clients at vote, by tid, until they end.  Changed
         # by whoever has the commit lock.
         self.told: dict[bytes, 'Transaction'] = {}
+        # The tids of the latest of them that were committed; a pack may remove them from the storage.
+        self.committed: dict[bytes, None] = {}
         self._last_chosen: bytes = z64
         self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
                             and IStorageRestoreable.providedBy(storage))
@@ -127,6 +138,8 @@ class Served:
             conflicts.take_over(storage, client_conflict_resolution) or self.announces_itself)
         if IBlobStorage.providedBy(storage):
             blobs.remove_leftovers(storage)
+        for each in conflicts.storages(storage):
+            blobs.take_over(each)
         recent: list[tuple[bytes, list[bytes]]] = []
         if hasattr(storage, 'lastInvalidations') and not self.announces_itself:
             recent = list(storage.lastInvalidations(invalidation_queue_size))
@@ -248,7 +261,7 @@ class Served:
         return last_tid, list(changed)
 
     @contextlib.contextmanager
-    def _transactions(self, start: bytes, stop: bytes) -> Iterator[Any]:
+    def _transactions(self, start: bytes, stop: bytes | None) -> Iterator[Any]:
         """An iterator over transactions of the storage, with its file closed in any case."""
         transactions = iter(self.storage.iterator(start, stop))
         try:
@@ -288,16 +301,27 @@ class Served:
         if not self._can_choose:
             return None
         last_tid = self.storage.lastTransaction() or z64
-        chosen: bytes = newTid(max(last_tid, self._last_chosen))
+        after = max(last_tid, self._last_chosen)
+        chosen: bytes = newTid(after)
+        if self._last_chosen == z64 and u64(chosen) == u64(after) + 1:
+            # The clock is behind the storage, and a server before this one, which was killed, may have chosen
+            # the same for a transaction that is not committed.
+            chosen = chosen[:4] + random.randint(int.from_bytes(chosen[4:], 'big'), 2**32 - 1).to_bytes(4, 'big')
         self._last_chosen = chosen
         return chosen
+
+    def remember(self, tid: bytes) -> None:
+        """It is committed.  With the commit lock."""
+        if len(self.committed) >= MOST_COMMITTED:
+            del self.committed[next(iter(self.committed))]
+        self.committed[tid] = None
 
     def settle(self, tid: bytes, id: Any) -> bool:
         """The answer to ``settle``: whether the transaction that was to get ``tid`` is committed.
 
         If it is still voted, on a connection that was lost, it is aborted now, so that the answer is
         final.  It may be asked after a restart, since a tid is chosen once and stays with the
-        transaction in the storage.
+        transaction in the storage.  `StorageError` if it was packed away since, before the restart.
         """
         transaction = self.told.get(tid)
         if transaction is not None and transaction.id == id:
@@ -307,8 +331,16 @@ class Served:
             # that was lost before, nothing can finish it after this answer.
             committed: bool = self.storage.settle(tid, id)
             return committed
-        with self._transactions(tid, tid) as transactions:
-            return any(each.tid == tid for each in transactions)
+        if tid in self.committed:
+            return True
+        with self._transactions(tid, None) as transactions:
+            first = next(transactions, None)
+        if first is None:
+            return False
+        if first.tid != tid and first.status == 'p':  # what came before it may have been removed
+            raise StorageError(f'whether transaction {tid.hex()} is committed cannot be known any more: it may have'
+                               ' been packed away')
+        return bool(first.tid == tid)
 
     # ---- pack -----------------------------------------------------------------------
 
@@ -370,8 +402,9 @@ class Served:
             raise
 
     def close(self) -> None:
-        """Wait for votes and packs in progress, end the threads, close the storage.  No session is left."""
+        """Wait for votes in progress, stop a pack, end the threads, close the storage.  No session is left."""
         self.voter.close()
+        self.packing.close()
         for helper in list(self._helpers):
             helper.join()
         self.lock.close()
@@ -431,8 +464,7 @@ class _Wrapper:
         self._served.hang_up_on_everybody()
 
     def references(self, record: bytes, oids: list[bytes] | None = None) -> list[bytes]:
-        found: list[bytes] = referencesf(record, oids)
-        return found
+        return references(record, oids)
 
     def transform_record_data(self, data: bytes) -> bytes:
         return data

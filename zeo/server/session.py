@@ -7,9 +7,7 @@ answered when they are done, while the session serves the next ones; they neithe
 
 import itertools
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -24,12 +22,15 @@ from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
+from ZODB.UndoLogCompatible import UndoLogCompatible
 from ZODB.utils import z64
 
 from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server import figures
 from zeo.server.histogram import Histogram
+from zeo.server.jobs import Jobs
+from zeo.server.limits import Allowance
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
 from zeo.server.outbox import AHEAD
@@ -44,6 +45,7 @@ from zeo.server.served import Served
 from zeo.server.served import Traffic
 from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
+from zeo.server.transaction import State
 from zeo.server.transaction import Transaction
 from zeo.server.transaction import log_failure
 from zeo.wire import messages
@@ -57,16 +59,16 @@ logger = logging.getLogger(__name__)
 #: How long in seconds a load waits for the announcement of what it has read.
 ANNOUNCEMENT_PATIENCE = 5.0
 
-#: A load's reply waits while the client has so many bytes still to read, at most so many seconds.
+#: A request waits while its client has so many bytes still to read, as long as it reads anything in so many
+#: seconds.
 ROOM = 4 * 1024 * 1024
 ROOM_PATIENCE = 60.0
 
-#: How many requests that may take long are done for one client at a time, and how many may wait.
-HELPERS = 16
-MOST_JOBS = 1000
-
 #: How many iterators over transactions, and over records, one client may have at a time.
 ITERATORS = 200
+
+#: How many revisions or transactions are told of, and how many revisions looked at, in one answer.
+MOST_ENTRIES = 10_000
 
 #: The largest number that may be asked for of anything, and the latest time, in seconds since 1970.
 MOST = 2**62
@@ -81,12 +83,14 @@ class Session:
 
     ``storages`` are those that may be registered for, by name.  ``client`` names the client in the log
     (its address, and later its label).  ``hang_up`` ends the connection; any thread may call it.
-    ``roles`` say what it may do, who has connected to ``address``.
+    ``roles`` say what it may do, who has connected to ``address``.  All clients share the ``iterators``.
+    ``may_log`` says whether there may be another line about it that tells of everyday life.
     """
 
     def __init__(self, storages: Mapping[str, Served], outbox: Outbox, client: str,
                  hang_up: Callable[[], None] = lambda: None, *, limits: Limits = Limits(),
-                 roles: Roles = Roles(), address: Any = None) -> None:
+                 roles: Roles = Roles(), address: Any = None,
+                 iterators: Allowance = Allowance(2**31), may_log: Callable[[], bool] = lambda: True) -> None:
         self.outbox = outbox
         self.client = client
         self.connected = time.time()
@@ -108,14 +112,14 @@ class Session:
         self._storage: Any = None
         self._read_only = False
         self._transaction: Transaction | None = None
+        self._allowance = iterators
+        self._may_log = may_log
         self._iterators: dict[int, Iterator[Any]] = {}  # over transactions
         self._record_iterators: dict[int, Iterator[Any]] = {}
         self._iterator_ids = itertools.count()
         self._last_transactions: dict[int, Any] = {}  # by iterator id: what it returned last
-        # What is done beside the session, and by how many threads; the mutex, a leaf, guards both.
-        self._mutex = threading.Lock()
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._helpers = 0
+        self._size = 0  # of the request that is dealt with, in bytes
+        self._jobs = Jobs(outbox, self._let_it_read)
         self._trace = Trace()
 
     @property
@@ -153,8 +157,9 @@ class Session:
         message_id, oneway, name, args = messages.decode_from_client(payload)
         if messages.is_heartbeat(message_id):
             return
-        if name in _LONG_ANSWERS and self.outbox.backlog > ROOM:
-            self._wait_for_room()
+        self._size = len(payload)
+        if self.outbox.backlog > ROOM and not oneway:
+            self._wait_unless_it_ends(name, args)
         if name == 'loadBefore' and self._served is not None and not oneway:
             try:
                 oid, tid = args
@@ -208,9 +213,9 @@ class Session:
         self._trace.end(message_id, self.client, error)
 
     def _failed(self, message_id: PickledId, name: str, error: Exception) -> None:
-        if not isinstance(error, (POSError, TypeError, ValueError, KeyError)):
-            log_failure(self.client, name, error)
-        elif not isinstance(error, EXPECTED):
+        if not isinstance(error, (POSError, TypeError, ValueError, KeyError)) and self._served is not None:
+            log_failure(self._served, self.client, name, error)
+        elif not isinstance(error, EXPECTED) and self._may_log():
             self._refusals.info('%s: %s was refused: %s', self.client, name, _in_words(error))
         self.outbox.append(messages.error_reply(message_id, error))
         self._trace.end(message_id, self.client, error)
@@ -226,57 +231,58 @@ class Session:
 
     def _wait_for_room(self) -> None:
         """Let the client read what it has asked for, before there is more."""
-        self.outbox.deliver()
-        if not self.outbox.wait_for_room(ROOM, ROOM_PATIENCE):
+        if not self._have_room():
             raise ProtocolError('it does not read what it asked for')
 
-    def _beside(self, name: str, answer: Answer, job: Callable[[], Any]) -> None:
+    def _have_room(self) -> bool:
+        """The same; False if the client does not read."""
+        if self.outbox.backlog <= ROOM:
+            return True
+        self.outbox.deliver()
+        return self.outbox.wait_for_room(ROOM, ROOM_PATIENCE)
+
+    def _let_it_read(self) -> None:
+        """The same, in any thread: a client that does not read is disconnected."""
+        if not self._have_room():
+            self.outbox.condemned = True
+            self._hang_up()
+
+    def _wait_unless_it_ends(self, name: str, args: tuple[Any, ...]) -> None:
+        """`_wait_for_room`, but what ends a voted transaction never waits, and a commit only if there is very
+        much to be read: everybody else may be waiting for it.
+        """
+        if name in _COMMITTING:
+            transaction = self._transaction
+            if self.outbox.backlog <= self.outbox.limit or (
+                    name != 'vote' and transaction is not None and transaction.state is State.VOTED
+                    and args[:1] == (transaction.id,)):
+                return
+        self._wait_for_room()
+
+    def _beside(self, name: str, answer: Answer, job: Callable[[], Any], always: bool = False) -> None:
         """Do what may take long in a thread of its own, and answer when it is done.
 
-        One client has at most `HELPERS` such threads at a time; beyond that its requests wait.
+        With ``always`` it is also done if the client has left.
         """
+        assert self._served is not None
+        served: Served = self._served
+
         def run() -> None:
             try:
                 answer(job())
             except Exception as error:
                 if not isinstance(error, POSError) or answer is _no_answer:
-                    log_failure(self.client, name, error)
+                    log_failure(served, self.client, name, error)
                 answer(error=error)
             self.outbox.deliver()
-        assert self._served is not None
-        with self._mutex:
-            if len(self._jobs) >= MOST_JOBS:
-                raise ValueError(f'more than {MOST_JOBS} requests that may take long are waiting')
-            self._jobs.append(run)
-            if self._helpers == HELPERS:
-                return
-            self._helpers += 1
-        try:
-            self._served.run_beside(name, self._help)
-        except RuntimeError:  # there can be no more threads now
-            with self._mutex:
-                self._helpers -= 1
-                if run not in self._jobs:
-                    return  # another helper has taken it
-                self._jobs.remove(run)
-            raise
-
-    def _help(self) -> None:
-        while True:
-            with self._mutex:
-                if not self._jobs or self.outbox.gone:
-                    self._helpers -= 1
-                    return
-                run = self._jobs.popleft()
-            run()
+        self._jobs.add(run, self._size, partial(served.run_beside, name), always=always)
 
     # ---- session -----------------------------------------------------------------------
 
     def register(self, storage_name: str, read_only: bool) -> bytes:
-        role = self._roles.of(self._listening, self.certificate_name)
-        if role < Role.READ:
-            self._forbidden('to use this server', 'it has no role')
+        if not self.may_come_in():
             raise StorageError('this server has no role for you; see --role there')
+        role = self._roles.of(self._listening, self.certificate_name)
         served = self._storages.get(storage_name) if isinstance(storage_name, str) else None
         if served is None:
             raise ValueError(f'unknown storage: {storage_name!s:.100}')
@@ -293,9 +299,17 @@ class Session:
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
         served.entered(self)
-        logger.info('%s: uses storage %s%s', self.client, storage_name,
-                    ' (read only)' if self._read_only else '')
+        if self._may_log():
+            logger.info('%s: uses storage %s%s', self.client, storage_name,
+                        ' (read only)' if self._read_only else '')
         return served.publisher.last_tid
+
+    def may_come_in(self) -> bool:
+        """Whether it has a role at all; if not, that it wanted to is in the audit log."""
+        if self._roles.of(self._listening, self.certificate_name) < Role.READ:
+            self._forbidden('to use this server', 'it has no role')
+            return False
+        return True
 
     def _forbidden(self, what: str, why: str) -> ReadOnlyError:
         """What to raise; the attempt is in the audit log."""
@@ -326,7 +340,8 @@ class Session:
 
     def set_client_label(self, label: str) -> None:
         printable = _printable(str(label)[:100])
-        self._labels.info('%s: is called %s', self._address, printable)
+        if self._may_log():
+            self._labels.info('%s: is called %s', self._address, printable)
         self.label = printable
         self.client = f'{self._address} ({printable})'
 
@@ -355,8 +370,8 @@ class Session:
         return Traffic(self.received, self.outbox.size_sent, self.loads)
 
     def verify(self, answer: Answer, revisions: bytes) -> None:
-        if not isinstance(revisions, bytes) or len(revisions) % 16:
-            raise TypeError('revisions to verify are pairs of oid and tid')
+        if not isinstance(revisions, bytes) or len(revisions) % 16 or len(revisions) > 16 * MOST_ENTRIES:
+            raise TypeError(f'revisions to verify are at most {MOST_ENTRIES} pairs of oid and tid')
         assert self._served is not None
         self._beside('verify', answer, partial(self._served.outdated, revisions))
 
@@ -404,7 +419,7 @@ class Session:
         return tid
 
     def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
-        return list(self._storage.history(_oid(oid), _number(size)))
+        return list(self._storage.history(_oid(oid), min(_number(size), MOST_ENTRIES)))
 
     def record_iternext(self, next: bytes | None = None) -> Any:
         assert self._served is not None
@@ -451,7 +466,7 @@ class Session:
         return transaction
 
     def storea(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
-        self._in_progress(id).stage('store', _oid(oid), _serial(serial), _record(record),
+        self._in_progress(id).stage('store', _new_oid(oid), _serial(serial), _record(record),
                                     size=len(record))
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, id: Any) -> None:
@@ -462,7 +477,8 @@ class Session:
 
     def undoa(self, undo_id: bytes, id: Any) -> None:
         transaction = self._in_progress(id)
-        transaction.stage('undo', _bytes(undo_id))
+        undo_id = _bytes(undo_id)
+        transaction.stage('undo', undo_id, size=len(undo_id))
         assert self._served is not None
         transaction.tell_audit = partial(audit.info, '%s: storage %s: undo: %s', self.who, self._served.name)
 
@@ -473,7 +489,7 @@ class Session:
             _record(record)
         if previous_tid is not None:
             _tid(previous_tid)
-        transaction.stage('restore', _oid(oid), _tid(tid), record, previous_tid,
+        transaction.stage('restore', _new_oid(oid), _tid(tid), record, previous_tid,
                           size=len(record or b''))
 
     def vote(self, answer: Answer, id: Any, tell_tid: bool = False) -> None:
@@ -527,13 +543,13 @@ class Session:
     def storeBlobEnd(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
         transaction = self._in_progress(id)
         path = self._uploading().end()
-        transaction.stage('store_blob', _oid(oid), _serial(serial), _record(record), path,
+        transaction.stage('store_blob', _new_oid(oid), _serial(serial), _record(record), path,
                           size=len(record))
 
     def storeBlobShared(self, oid: bytes, serial: bytes, record: bytes, filename: str,
                         id: Any) -> None:
         transaction = self._in_progress(id)
-        path = blobs.shared_path(self._storage, _oid(oid), filename)
+        path = blobs.shared_path(self._storage, _new_oid(oid), filename)
         self._uploading().adopt(path)
         transaction.stage('store_blob', oid, _serial(serial), _record(record), path,
                           size=len(record))
@@ -555,7 +571,7 @@ class Session:
                       previous_tid: bytes | None, path: str) -> None:
         if previous_tid is not None:
             _tid(previous_tid)
-        transaction.stage('restore_blob', _oid(oid), _tid(tid), _record(record), previous_tid, path,
+        transaction.stage('restore_blob', _new_oid(oid), _tid(tid), _record(record), previous_tid, path,
                           size=len(record))
 
     def _uploading(self) -> blobs.Uploads:
@@ -577,30 +593,41 @@ class Session:
 
     def undoInfo(self, answer: Answer, first: int = 0, last: int = -20,
                  specification: dict[str, Any] | None = None) -> None:
-        _number(first)
-        _number(last)
         if specification is not None and not isinstance(specification, dict):
             raise TypeError('what is looked for is a dict')
-        assert self._served is not None
-        if not self._served.supports_undo:
-            answer([])
-        else:
-            self._beside('undo info', answer,
-                         lambda: list(self._storage.undoInfo(first, last, specification)))
+        self._tell_of_undo('undo info', answer, first, last, specification)
 
     def undoLog(self, answer: Answer, first: int = 0, last: int = -20) -> None:
+        self._tell_of_undo('undo log', answer, first, last, None)
+
+    def _tell_of_undo(self, name: str, answer: Answer, first: int, last: int,
+                      specification: dict[str, Any] | None) -> None:
+        """Of transactions that can be undone: at most `MOST_ENTRIES`, and as long as somebody wants to know."""
         _number(first)
-        _number(last)
+        last = max(last, -MOST_ENTRIES) if _number(last) < 0 else min(last, first + MOST_ENTRIES)
         assert self._served is not None
         if not self._served.supports_undo:
             answer([])
+            return
+        storage, outbox = self._storage, self.outbox
+
+        def is_wanted(entry: dict[str, Any]) -> bool:
+            """What `UndoLogCompatible.undoInfo` asks, and whether it is to go on: a file may be very long."""
+            if outbox.gone:
+                raise StorageError('nobody waits for the answer')
+            return not any(entry.get(key) != value for key, value in (specification or {}).items())
+
+        if isinstance(storage, UndoLogCompatible):
+            self._beside(name, answer, lambda: list(storage.undoLog(first, last, is_wanted)))
+        elif name == 'undo log':
+            self._beside(name, answer, lambda: list(storage.undoLog(first, last)))
         else:
-            self._beside('undo log', answer, lambda: list(self._storage.undoLog(first, last)))
+            self._beside(name, answer, lambda: list(storage.undoInfo(first, last, specification)))
 
     def pack(self, answer: Answer, time: float, wait: bool = True) -> None:
         if not isinstance(time, (int, float)) or not 0 <= time <= LAST_TIME:
             raise TypeError('the time to pack to is a number of seconds since 1970')
-        self._beside('pack', answer if wait else _no_answer, partial(self._pack, time))
+        self._beside('pack', answer if wait else _no_answer, partial(self._pack, time), always=True)
         if not wait:
             answer(None)
 
@@ -627,7 +654,13 @@ class Session:
                 _tid(tid)
         assert self._served is not None
         iterator = self._served.method('iterator')
-        return self._keep(self._iterators, lambda: iterator(start, stop))
+        if not self._allowance.take():
+            raise ValueError(f'{self._allowance.most} iterators are in use, of all clients together; try later')
+        try:
+            return self._keep(self._iterators, lambda: iterator(start, stop))
+        except BaseException:
+            self._allowance.give_back()
+            raise
 
     def _keep(self, iterators: dict[int, Iterator[Any]], make: Callable[[], Any]) -> int:
         if len(iterators) >= ITERATORS:  # each may hold a file open
@@ -663,8 +696,11 @@ class Session:
     def iterator_gc(self, ids: list[int]) -> None:
         for iterator_id in ids:
             self._last_transactions.pop(iterator_id, None)
-            for iterators in (self._iterators, self._record_iterators):
-                close = getattr(iterators.pop(iterator_id, None), 'close', None)
+            self._record_iterators.pop(iterator_id, None)  # it has its transaction's file
+            iterator = self._iterators.pop(iterator_id, None)
+            if iterator is not None:
+                self._allowance.give_back()
+                close = getattr(iterator, 'close', None)
                 if close is not None:
                     close()
 
@@ -696,10 +732,8 @@ _ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'ver
 #: Methods that are for those with the role of that name, and what they do.
 _FOR_ADMINS = {'pack': 'to pack', 'stop_pack': 'to stop a pack', 'undoa': 'to undo'}
 
-#: Methods whose answer may be long.  Before one is made, the client has to read those before it.
-_LONG_ANSWERS = frozenset({
-    'loadBefore', 'loadSerial', 'history', 'record_iternext', 'iterator_next',
-    'iterator_record_next', 'getInvalidations', 'undoInfo', 'undoLog', 'verify'})
+#: Methods without which the commit lock would be kept.
+_COMMITTING = frozenset({'vote', 'tpc_finish', 'tpc_abort'})
 
 #: One-way methods that prepare a vote.
 _STAGING = frozenset({
@@ -712,6 +746,13 @@ def _oid(value: Any) -> bytes:
     if not isinstance(value, bytes) or len(value) != 8:
         raise ValueError('an oid is 8 bytes')
     return value
+
+
+def _new_oid(value: Any) -> bytes:
+    """An oid under which something is stored: storages give later ones to new objects."""
+    if _oid(value)[:4] == b'\xff\xff\xff\xff':
+        raise ValueError('an oid that leaves no room for later ones')
+    return value  # type: ignore[no-any-return]
 
 
 def _tid(value: Any) -> bytes:

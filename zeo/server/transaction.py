@@ -70,11 +70,15 @@ class _Asked(enum.Enum):
     TOO_LATE = 'too late'  #: it is being finished or has ended
 
 
-def log_failure(client: str, what: str, error: BaseException) -> None:
-    """What the machine refuses, such as room on its disk, takes one line; a surprise takes a traceback."""
+def log_failure(served: Served, client: str, what: str, error: BaseException) -> None:
+    """What the machine refuses, such as room on its disk, takes one line; a surprise takes a traceback.
+
+    Clients may be able to repeat it, so each kind of failure is told once a minute.
+    """
     surprise = not isinstance(error, OSError)
-    logger.error('%s: %s failed: %s', client, what, 'not foreseen' if surprise else error,
-                 exc_info=error if surprise else None)
+    served.failures.of(f'{what} {type(error).__name__}').error(
+        '%s: %s failed: %s', client, what, 'not foreseen' if surprise else error,
+        cause=error if surprise else None)
 
 
 class Transaction:
@@ -113,6 +117,7 @@ class Transaction:
         # The following belong to whoever votes, then to whoever has claimed the transaction.
         self._vote_answer: Answer = _no_answer
         self._tell_tid = False
+        self._told: bytes | None = None  # the tid that was told
         self._asked_at = 0.0  # time.perf_counter() of the vote
         self._settled = threading.Lock()  # released at the end if the client knows the tid
         self._settled.acquire()
@@ -158,7 +163,8 @@ class Transaction:
             if isinstance(error, ReadOnlyError):
                 self.failure = error
             else:
-                logger.error('%s: the transaction cannot be staged: %s', self.client, error)
+                self._served.failures.of('stage').error(
+                    '%s: the transaction cannot be staged: %s', self.client, error)
                 self.failure = StorageError(f'the server cannot stage the transaction: {error}')
             self._staging.close()
             if self._uploads is not None:
@@ -230,7 +236,7 @@ class Transaction:
             if isinstance(failure, ConflictError):
                 self._served.statistics.conflicts += 1
             elif not isinstance(failure, POSError):
-                log_failure(self.client, 'vote', failure)
+                log_failure(self._served, self.client, 'vote', failure)
         if error is None and not conflicts:
             self._served.statistics.conflicts_resolved += len(self._reported)
             with self._mutex:
@@ -239,6 +245,7 @@ class Transaction:
                     self.state = State.VOTED
                     if self._tell_tid and tid is not None:
                         self._served.told[tid] = self
+                        self._told = tid
                     # in one step: no abort is answered before
                     reported = list(self._reported)
                     answer((reported, tid) if self._tell_tid else reported)
@@ -274,7 +281,7 @@ class Transaction:
             if last_tid is not None and tid <= last_tid:
                 raise StorageError(f'the chosen transaction id {tid.hex()} is not later than'
                                    f' the last one, {last_tid.hex()}')
-            if tid >= maxtid:
+            if tid[:4] >= maxtid[:4]:
                 raise StorageError(f'the chosen transaction id {tid.hex()} leaves no room for later ones')
             self._served.method('restore')  # storages without it do not take a tid either
         elif self._tell_tid:
@@ -364,7 +371,7 @@ class Transaction:
             raise StorageTransactionError(f'cannot finish: the transaction is {self.state.value}')
         begin = time.perf_counter()
         served = self._served
-        oids = list(self._changed)
+        oids: list[bytes] = []
         tids: list[bytes] = []  # the one that was published
         told: list[Outbox] = []
 
@@ -383,6 +390,7 @@ class Transaction:
                 deliver(told)
 
         try:
+            oids.extend(self._changed)
             if served.announces_itself:
                 # The storage has its own order and calls back at our place in it.
                 tid = served.storage.tpc_finish(self._meta, publish)
@@ -391,6 +399,8 @@ class Transaction:
             if not tids:
                 publish(served.storage.lastTransaction() if tid is None else tid)
             served.statistics.commits += 1
+            if self._told is not None:
+                served.remember(self._told)
             self._outcome = f'committed as {tids[0].hex()}'
             served.statistics.finish.observe(time.perf_counter() - begin)
         except BaseException as error:
@@ -479,15 +489,18 @@ class Transaction:
         self._abort_answers.clear()
 
     def _end(self) -> None:
-        """The transaction is over; called once, by whoever claimed it."""
-        self.tell_audit(self._outcome)
-        self._staging.close()
-        if self._uploads is not None:
-            self._uploads.close()
+        """The transaction is over; called once, by whoever claimed it, who may have a lock to release: raises nothing."""
+        try:
+            self.tell_audit(self._outcome)
+            self._staging.close()
+            if self._uploads is not None:
+                self._uploads.close()
+        except Exception:
+            logger.exception('%s: something may be left of a transaction', self.client)
         self._served.statistics.ended()
+        if self._told is not None:  # only then: who has the commit lock may be changing these
+            self._served.told.pop(self._told, None)
         if self._tell_tid:
-            self._served.told = {tid: each for tid, each in self._served.told.items()
-                                 if each is not self}
             self._settled.release()
 
 

@@ -314,13 +314,19 @@ class Writer:
                 return False
             try:
                 self._selector.register(line.sock, selectors.EVENT_WRITE, line)
-            except (ValueError, OSError):  # closed meanwhile
+            except (ValueError, KeyError, OSError):  # closed meanwhile
                 line.outbox.end()
                 line.give_turn_back()
         return True
 
     def _carry_on(self, line: Line) -> None:
-        if line.outbox.gone or line.send():
+        try:
+            done = line.outbox.gone or line.send()
+        except Exception:  # there may be no memory; others must not suffer for it
+            logger.exception('%s: a client cannot be sent to', threading.current_thread().name)
+            line.outbox.end()
+            done = True
+        if done:
             self._selector.unregister(line.sock)
             line.give_turn_back()
 

@@ -36,6 +36,9 @@ from zeo.wire.messages import TLS_BEGINS_WITH
 #: Bytes to be received from the socket at a time; four records of TLS are not longer.
 SIZE = 64 * 1024
 
+#: So many bytes of TLS's own answers may wait to be read by the peer.
+MOST_ANSWERS = 64 * 1024
+
 #: Why the peer does not want us, by the name of its alert.
 _ALERTS = {
     'UNKNOWN_CA': "does not accept the {own}'s certificate: it does not trust who has signed it",
@@ -170,6 +173,8 @@ class Tls:
                 pending = self._outgoing.pending
             if pending:
                 self.answer()
+                if pending > MOST_ANSWERS:
+                    raise TlsError(f'the {self._peer} asks for new keys and does not read the answers')
             if failure is not None:
                 raise failure
             if count >= 0:
