@@ -5,7 +5,7 @@ Threads of a server process, each named for what it does:
 - ``zeo accept ADDRESS``: one for each listening socket (`socketserver`), accepts connections;
 - ``zeo client ADDRESS``: one for each connection, reads from the socket and runs the session: it is in
   recv, in the storage, or sending to its own client; TLS is agreed on here, too.  When the client has left it
-  is a ``zeo client to come`` for some seconds, and may serve the next one (`zeo.server.threads`);
+  is a ``zeo spare`` for some seconds, and may serve the next one (`zeo.server.threads`);
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
 - ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
 - ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
@@ -151,7 +151,7 @@ class StorageServer:
         self._door = Door(max(1, min(limits.max_connections, files_for_connections())),
                           limits.max_connections_per_address)
         self._connections: dict[Connection, None] = {}
-        self.threads = Threads('zeo client to come')
+        self.threads = Threads('zeo spare')
         self._closing = False
         self._closed = threading.Event()
 
