@@ -208,7 +208,7 @@ def test_frames_are_short_before_register_and_long_after_it(connect: Connect, se
 
 
 @pytest.mark.parametrize('data', [
-    b'\0\0\0\0', struct.pack('>I', Limits.max_message + 1), b'\xff' * 4, b'\0\0\0\3abc'],
+    b'\0\0\0\0', struct.pack('>I', Limits().max_message + 1), b'\xff' * 4, b'\0\0\0\3abc'],
     ids=['empty', 'too long', '4 GB', 'nonsense'])
 def test_what_is_no_frame_or_no_message_ends_that_connection_only(
         connect: Connect, server: StorageServer, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
