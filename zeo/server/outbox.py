@@ -81,8 +81,8 @@ class Outbox:
         self._parts: deque[bytes | memoryview] = deque()
         self._mutex = threading.Lock()
         # Notified, if `_waiting`, when something was announced, when there is more room, and at
-        # the end.  Every wait has a time-out.
-        self._changed = threading.Condition(self._mutex)
+        # the end.  Every wait has a time-out.  Made by the first who waits, as few ever do.
+        self._changed: threading.Condition | None = None
         self._waiting = 0  # how many threads wait
         self._watched: bytes | None = None  # the oid of a load that was already done again
         self._touched = False  # whether that oid was announced since
@@ -117,7 +117,7 @@ class Outbox:
             if self._watched is not None and self._watched in oids:
                 self._touched = True
             if self._waiting:
-                self._changed.notify_all()
+                self._wake()
             return True
 
     def start_at(self, tid: bytes) -> None:
@@ -200,6 +200,8 @@ class Outbox:
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         with self._mutex:
+            if self._changed is None:
+                self._changed = threading.Condition(self._mutex)
             self._waiting += 1
             try:
                 return self._changed.wait_for(lambda: self.gone or condition(), timeout)
@@ -226,7 +228,7 @@ class Outbox:
                 taken.append(part)
             self.backlog -= size
             if self._waiting:
-                self._changed.notify_all()
+                self._wake()
         return taken
 
     def put_back(self, part: bytes | memoryview) -> None:
@@ -245,6 +247,11 @@ class Outbox:
         self.gone = True
         self._parts.clear()
         self.backlog = 0
+        if self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        assert self._changed is not None, 'somebody waits'
         self._changed.notify_all()
 
 

@@ -9,7 +9,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -112,7 +111,7 @@ class Session:
         self._last_transactions: dict[int, Any] = {}  # by iterator id: what it returned last
         # What is done beside the session, and by how many threads; the mutex, a leaf, guards both.
         self._mutex = threading.Lock()
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: list[Callable[[], None]] = []
         self._helpers = 0
         self._trace = Trace()
 
@@ -265,7 +264,7 @@ class Session:
                 if not self._jobs or self.outbox.gone:
                     self._helpers -= 1
                     return
-                run = self._jobs.popleft()
+                run = self._jobs.pop(0)
             run()
 
     # ---- session -----------------------------------------------------------------------
