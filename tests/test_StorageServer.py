@@ -332,7 +332,7 @@ def test_who_says_nothing_where_tls_is_spoken_is_told_so(
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         sock.settimeout(PATIENCE)
         assert sock.recv(100) == messages.TLS_ALERT
-    assert 'the client does not begin to speak TLS, and has to' in caplog.text
+    until(lambda: 'the client does not begin to speak TLS, and has to' in caplog.text, 'it is logged')
 
 
 def test_a_server_with_a_handshake_in_progress_closes_at_once(secure: StorageServer) -> None:
