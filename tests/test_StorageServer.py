@@ -268,7 +268,7 @@ def test_frames_are_short_before_register_and_long_after_it(connect: Connect, se
 
 
 @pytest.mark.parametrize('data', [
-    b'\0\0\0\0', struct.pack('>I', Limits.max_message + 1), b'\xff' * 4, b'\0\0\0\3abc'],
+    b'\0\0\0\0', struct.pack('>I', Limits().max_message + 1), b'\xff' * 4, b'\0\0\0\3abc'],
     ids=['empty', 'too long', '4 GB', 'nonsense'])
 def test_what_is_no_frame_or_no_message_ends_that_connection_only(
         connect: Connect, server: StorageServer, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
@@ -312,6 +312,10 @@ def test_idle_connections_are_kept_alive_and_small_frames_are_not_held_back(
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == module.KEEPALIVE_IDLE
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == module.KEEPALIVE_INTERVAL
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == module.KEEPALIVE_COUNT
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == module.UNSENT
+    assert os.get_blocking(sock.fileno())
 
 
 # ---- TLS
@@ -388,7 +392,7 @@ def test_who_says_nothing_where_tls_is_spoken_is_told_so(
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         sock.settimeout(PATIENCE)
         assert sock.recv(100) == messages.TLS_ALERT
-    until(lambda: 'the client does not begin to speak TLS, and has to' in caplog.text, 'the log says so, too')
+    until(lambda: 'the client does not begin to speak TLS, and has to' in caplog.text, 'it is logged')
 
 
 def test_a_server_with_a_handshake_in_progress_closes_at_once(secure: StorageServer) -> None:
@@ -468,7 +472,7 @@ def test_nothing_is_left_of_connections_that_have_ended(connect: Connect, server
         with SocketPeer(server.addresses[0]) as peer:
             peer.begin(1, (oid(2), z64, b'x'))
     until(lambda: len(server.connections) == 1, 'they are forgotten')
-    until(lambda: threading.active_count() == threads, 'their threads have ended')
+    assert threading.active_count() <= threads + 3, 'the threads were used again'
     assert open_files() == files
     assert server.storages['1'].status()['connections'] == 1
     assert server.storages['1'].status()['active_txns'] == 0

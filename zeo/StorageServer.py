@@ -4,7 +4,8 @@ Threads of a server process, each named for what it does:
 
 - ``zeo accept ADDRESS``: one for each listening socket (`socketserver`), accepts connections;
 - ``zeo client ADDRESS``: one for each connection, reads from the socket and runs the session: it is in
-  recv, in the storage, or sending to its own client; TLS is agreed on here, too;
+  recv, in the storage, or sending to its own client; TLS is agreed on here, too.  When the client has left it
+  is a ``zeo spare`` for some seconds, and may serve the next one (`zeo.server.threads`);
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
 - ``zeo pulse``: one, tells clients that the server lives (`zeo.server.pulse`);
 - ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
@@ -27,8 +28,8 @@ who sends a blob from its file, in a thread that holds nothing else), and so is 
 progress (`zeo.server.packing`).  All others are leaves, each for what stands beside it: the mutexes inside the
 commit lock, of the list of connections, of a session's jobs that go on beside it, of a line's closing, of what
 TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of how many iterators there are, of the sessions of
-a storage, and of lines that are logged seldom, with their hosts.  No storage is called and nothing is sent under
-3, 4, 5 or a leaf.
+a storage, of the threads for clients, and of lines that are logged seldom, with their hosts.  No storage is
+called and nothing is sent under 3, 4, 5 or a leaf.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 import socketserver
 import struct
@@ -44,6 +46,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -67,6 +70,7 @@ from zeo.server.seldom import SeldomEach
 from zeo.server.served import Served
 from zeo.server.session import MeasuredSession
 from zeo.server.session import Session
+from zeo.server.threads import Threads
 from zeo.server.values import DEFAULT_SOCKET_MODE
 from zeo.server.writer import PATIENCE
 from zeo.server.writer import Line
@@ -156,7 +160,8 @@ class StorageServer:
         self._mutex = threading.Lock()
         self._door = Door(max(1, min(limits.max_connections, files_for_connections())),
                           limits.max_connections_per_address)
-        self._connections: dict[Connection, threading.Thread] = {}
+        self._connections: dict[Connection, None] = {}
+        self.threads = Threads('zeo spare')
         self._closing = False
         self._closed = threading.Event()
 
@@ -229,7 +234,7 @@ class StorageServer:
                 if self._closing:
                     return False
                 leaving = self._door.enter(connection, host)
-                self._connections[connection] = threading.current_thread()
+                self._connections[connection] = None
         except Full as full:
             self.strangers.warning('%s: refused: %s', connection.session.client, full)
             return False
@@ -272,24 +277,20 @@ class StorageServer:
         """
         with self._mutex:
             first, self._closing = not self._closing, True
-            threads = dict(self._connections)
+            connections = list(self._connections)
         if not first:
             self._closed.wait()
             return
         try:
             for listener in self._listeners:
                 listener.stop()
-            for connection in threads:
+            for connection in connections:
                 connection.stop()
-            deadline = time.monotonic() + CLOSING_PATIENCE
-            for thread in threads.values():
-                thread.join(max(deadline - time.monotonic(), 0))
-            for connection, thread in threads.items():
-                if thread.is_alive():
+            if not self.threads.close(CLOSING_PATIENCE):
+                for connection in self.connections:
                     logger.warning('%s: does not end by itself', connection.session.client)
                     connection.line.hang_up()
-            for thread in threads.values():
-                thread.join()  # it is in the storage, and may be finishing a transaction
+                self.threads.close()  # who is left is in the storage, and may be finishing a transaction
             self._pulse.close()
             self._writer.close()
         finally:
@@ -338,7 +339,6 @@ class Connection:
         session = self.session
         inbox = Inbox(FIRST_FRAMES, 32 * 1024)
         try:
-            self._set_up_socket()
             self._deadline = time.monotonic() + self._limits.registration_timeout
             if self._tls is not None:
                 self._agree_on_tls(self._tls)
@@ -378,20 +378,6 @@ class Connection:
         if self.session.is_registered and self._server.rations.of(self._host).allows():
             return logging.INFO
         return logging.DEBUG
-
-    def _set_up_socket(self) -> None:
-        sock = self._sock
-        sock.setblocking(True)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in [('TCP_KEEPIDLE', KEEPALIVE_IDLE),
-                                  ('TCP_KEEPINTVL', KEEPALIVE_INTERVAL),
-                                  ('TCP_KEEPCNT', KEEPALIVE_COUNT)]:
-                if hasattr(socket, option):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def _set_time_limit(self, seconds: float) -> None:
         """How long one recv may take; 0 is for ever.  In the kernel, where it costs no extra call."""
@@ -529,14 +515,26 @@ class Connection:
             self.line.close()
 
 
+def _set_options(listening: socket.socket) -> None:
+    """Of the connections, which inherit them where sockets come from BSD, and so on Linux."""
+    if listening.family == socket.AF_UNIX:
+        return
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in [('TCP_NODELAY', 1), ('TCP_NOTSENT_LOWAT', UNSENT), ('TCP_KEEPIDLE', KEEPALIVE_IDLE),
+                          ('TCP_KEEPINTVL', KEEPALIVE_INTERVAL), ('TCP_KEEPCNT', KEEPALIVE_COUNT)]:
+        if hasattr(socket, option):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
 class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
-    """Accepts on one listening socket and starts a thread for each connection."""
+    """Accepts on one listening socket and has a thread for each connection."""
 
     daemon_threads = True  # `StorageServer.close` sees to their end
     block_on_close = False
 
     def __init__(self, server: StorageServer, sock: socket.socket, *, file_is_ours: bool = True) -> None:
         sock.setblocking(False)  # who gave up between select and accept must not keep us there
+        _set_options(sock)
         name = sock.getsockname()
         super().__init__(name, socketserver.BaseRequestHandler)
         self.socket = sock
@@ -555,15 +553,18 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            return self.socket.accept()
+            accepted = self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._starve(error.strerror)
             raise
+        if not os.get_blocking(accepted[0].fileno()):  # inherited as well, but not on Linux
+            accepted[0].setblocking(True)
+        return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
         try:
-            super().process_request(request, client_address)
+            self._server.threads.run(partial(self.process_request_thread, request, client_address))
         except RuntimeError as error:  # there can be no more threads now
             self.shutdown_request(request)
             self._starve(error)

@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger('zeo')
 
+#: How long in seconds a thread waits for another that computes before it asks for its turn; Python's own 5 ms
+#: were more than a load takes altogether: with 8 clients that load beside 2 that commit, 99 of 100 loads took
+#: less than 6.7 ms then, and with this less than 4.2 ms, at the same rate.
+TURN = 0.0005
+
 STOP = {signal.SIGTERM, signal.SIGINT}
 REOPEN = {signal.SIGHUP, signal.SIGUSR2}
 
@@ -134,6 +139,7 @@ def run(options: Options) -> None:
                               ' (LISTEN_PID); start the server itself, not a program that starts it')
         signals = Signals()
         at_end.callback(signals.ignore)
+        sys.setswitchinterval(TURN)
         if options.profile:
             at_end.enter_context(_profiling(options.profile))
         if monitor is not None:

@@ -22,7 +22,6 @@ import pickletools
 import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ZODB._compat import PersistentPickler
@@ -194,12 +193,14 @@ class Record:
         return state
 
 
-@dataclass(frozen=True)
 class _Name:
     """A class, which is only named: that does no harm, and nothing else."""
 
-    module: str
-    name: str
+    __match_args__ = 'module', 'name'
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
 
 
 class _Maker:

@@ -7,7 +7,7 @@ import resource
 import threading
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ZODB.POSException import StorageError
 
@@ -21,8 +21,7 @@ READERS_FRAMES = 1024 * 1024
 FILES_BESIDE = 100
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """The options of these names; sizes are in bytes, times in seconds, None is no limit."""
 
     max_message: int = 1024**3

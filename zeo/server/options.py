@@ -10,11 +10,10 @@ import os
 import sys
 from collections.abc import Mapping
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import NamedTuple
 from typing import NoReturn
 
 from zeo.server import values
@@ -41,8 +40,10 @@ class CannotStart(Exception):
     """
 
 
-@dataclass(frozen=True)
-class Options:
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Options(NamedTuple):
     """What the words and the file say, checked as far as words can be, with defaults filled in."""
 
     addresses: tuple[tuple[str, int] | str, ...]
@@ -50,7 +51,7 @@ class Options:
     file: str | None = None  #: as given; see `data_file`
     storages: 'tuple[StorageName | StorageSection, ...]' = ()
     blob_dir: str | None = None  #: as given; see `blob_folder`
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = _NOTHING
     user: str | None = None
     pid_file: str | None = None  #: as given; see `pid_file`
     log: 'str | EventLogFactory | None' = None
@@ -71,9 +72,9 @@ class Options:
     roles: tuple[Rule, ...] = ()
     configuration: str | None = None  #: the file, as given
     #: ``FILE:LINE`` of the values that are from there, by their names; of an address by itself.
-    places: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = _NOTHING
     notices: tuple[str, ...] = ()  #: what the configuration file has that has no meaning here
-    runner: Mapping[str, Any] = field(default_factory=dict)  #: keys of <runner>, for zdaemon
+    runner: Mapping[str, Any] = _NOTHING  #: keys of <runner>, for zdaemon
     daemon: bool = False
     check: bool = False
 
@@ -181,16 +182,15 @@ def parse(arguments: Sequence[str]) -> Options:
 
     places = {name: place for name, place in stated['places'].items()
               if getattr(found, name, None) == stated.get(name)}
-    return Options(**{field.name: getattr(found, field.name) for field in fields(Options)
-                      if hasattr(found, field.name)} | {
+    return Options(**{name: getattr(found, name) for name in Options._fields if hasattr(found, name)} | {
         'addresses': tuple(addresses or found.addresses),
         'storages': tuple(storages),
         'file': files[0] if files else None,
         'environment': environment,
         'places': places,
         'transaction_timeout': found.transaction_timeout or None,
-        'limits': Limits(**{field.name: getattr(found, field.name) for field in fields(Limits)
-                            if getattr(found, field.name) is not None}),
+        'limits': Limits(**{name: getattr(found, name) for name in Limits._fields
+                            if getattr(found, name) is not None}),
         'roles': tuple(found.role or found.roles),
         'daemon': found.daemon and not found.debug,
     })

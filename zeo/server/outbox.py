@@ -89,8 +89,8 @@ class Outbox:
         self._largest = 0  # of the announcements since there was nothing to be sent, in bytes
         self._mutex = threading.Lock()
         # Notified, if `_waiting`, when something was announced, when there is more room, and at
-        # the end.  Every wait has a time-out.
-        self._changed = threading.Condition(self._mutex)
+        # the end.  Every wait has a time-out.  Made by the first who waits, as few ever do.
+        self._changed: threading.Condition | None = None
         self._waiting = 0  # how many threads wait
         self._watched: bytes | None = None  # the oid of a load that was already done again
         self._touched = False  # whether that oid was announced since
@@ -130,7 +130,7 @@ class Outbox:
             if self._watched is not None and self._watched in oids:
                 self._touched = True
             if self._waiting:
-                self._changed.notify_all()
+                self._wake()
             return True
 
     def start_at(self, tid: bytes) -> None:
@@ -213,6 +213,8 @@ class Outbox:
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         with self._mutex:
+            if self._changed is None:
+                self._changed = threading.Condition(self._mutex)
             self._waiting += 1
             try:
                 return self._changed.wait_for(lambda: self.gone or condition(), timeout)
@@ -239,7 +241,7 @@ class Outbox:
                 taken.append(part)
             self.backlog -= size
             if self._waiting:
-                self._changed.notify_all()
+                self._wake()
         return taken
 
     def put_back(self, part: bytes | memoryview) -> None:
@@ -259,6 +261,11 @@ class Outbox:
         self.gone = True
         self._parts.clear()
         self.backlog = 0
+        if self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        assert self._changed is not None, 'somebody waits'
         self._changed.notify_all()
 
 

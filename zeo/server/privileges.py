@@ -12,7 +12,7 @@ import os
 import pwd
 from collections.abc import Callable
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zeo import errors
 from zeo.server.options import CannotStart
@@ -21,8 +21,7 @@ from zeo.server.options import CannotStart
 Complaint = Callable[[], str | None]
 
 
-@dataclass(frozen=True)
-class User:
+class User(NamedTuple):
     """A user with all groups, as the kernel knows them."""
 
     name: str

@@ -7,7 +7,7 @@ import enum
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zeo.server.seldom import SeldomEach
 
@@ -24,8 +24,7 @@ class Role(enum.IntEnum):
     ADMIN = 3  #: pack and undo
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """Who has a role: clients with a certificate of this name, or those who connect to an address.
 
     That is the ``path`` of a Unix domain socket, or a ``port``, with a ``host`` or with ``''`` for any.

@@ -92,7 +92,7 @@ class Transaction:
     def __init__(self, served: Served, outbox: Outbox, id: Any, user: bytes, description: bytes,
                  extension: dict[Any, Any], tid: bytes | None = None, status: str = ' ',
                  on_expired: Callable[[], None] = lambda: None, client: str = '',
-                 most: int = Limits.max_transaction) -> None:
+                 most: int = Limits().max_transaction) -> None:
         self.id = id
         self.client = client
         self._served = served

@@ -6,7 +6,7 @@ to do.  Nothing here touches the machine.
 
 import argparse
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zeo.server.roles import Role
 from zeo.server.roles import Rule
@@ -20,8 +20,7 @@ class Wrong(argparse.ArgumentTypeError, ValueError):
     """The text is no such value.  `argparse` knows it by the one base, ZConfig by the other."""
 
 
-@dataclass(frozen=True)
-class StorageName:
+class StorageName(NamedTuple):
     """Where a storage comes from: ``-S name=module:attribute``."""
 
     name: str

@@ -66,8 +66,8 @@ class Line:
         # The turn to write.  Held for one sending that does not wait, or by the writer's thread
         # for as long as the client does not read.
         self._turn = threading.Lock()
-        # What was taken from the outbox and not yet sent; belongs to who has the turn.
-        self._rest: deque[memoryview | bytes] = deque()
+        # What was taken from the outbox and not yet sent, few parts; belongs to who has the turn.
+        self._rest: list[memoryview | bytes] = []
         # Guards `_closed`, and the socket against being closed while it is shut down; a leaf.
         self._ending = threading.Lock()
         self._closed = False
@@ -113,7 +113,7 @@ class Line:
                 if len(rest) == 1:
                     sent = self._send(rest[0], DONT_WAIT)
                 else:
-                    sent = self.sock.sendmsg(list(rest)[:_MOST_PARTS], (), DONT_WAIT)
+                    sent = self.sock.sendmsg(rest[:_MOST_PARTS], (), DONT_WAIT)
             except BlockingIOError:
                 if patience:
                     now = time.monotonic()
@@ -129,7 +129,7 @@ class Line:
                 return True
             outbox.size_sent += sent
             while rest and sent >= len(rest[0]):
-                sent -= len(rest.popleft())
+                sent -= len(rest.pop(0))
             if sent:
                 rest[0] = memoryview(rest[0])[sent:]
 

@@ -1,0 +1,93 @@
+"""Threads for jobs that come and go, such as serving a client; each is used again for a while.
+
+To start a thread takes about as long as all else that is done when a client connects.  When many clients
+come back at once, after a broken line, there are the threads of their old connections.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+logger = logging.getLogger(__name__)
+
+#: How long in seconds a thread that is done waits for another job before it ends.
+PATIENCE = 10.0
+
+Job = Callable[[], None]
+
+
+class Threads:
+    """As many threads as there are jobs at a time; those that are done wait a while for others.
+
+    A thread has the name ``name`` while it has nothing to do; jobs may change that.
+    """
+
+    def __init__(self, name: str, patience: float = PATIENCE) -> None:
+        self._name = name
+        self._patience = patience
+        # Guards the three below; a leaf, under which a thread is started.
+        self._mutex = threading.Lock()
+        self._all: set[threading.Thread] = set()
+        self._free = 0  # how many wait, or are about to, and are not counted on for a job in the queue
+        self._closed = False
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+
+    def run(self, job: Job) -> None:
+        """Have a job done by a thread that is free, or else by a new one.
+
+        Raises `RuntimeError` if there can be no more threads, or after `close`.
+        """
+        with self._mutex:
+            if self._closed:
+                raise RuntimeError('there is no work any more')
+            if self._free:
+                self._free -= 1
+                self._jobs.put(job)
+                return
+            thread = threading.Thread(target=self._work, args=(job,), name=self._name, daemon=True)
+            thread.start()
+            self._all.add(thread)
+
+    def _work(self, job: Job | None) -> None:
+        thread = threading.current_thread()
+        while job is not None:
+            try:
+                job()
+            except Exception:
+                logger.exception('%s: a job failed', thread.name)
+            thread.name = self._name
+            job = self._next()
+        with self._mutex:
+            self._all.discard(thread)
+
+    def _next(self) -> Job | None:
+        with self._mutex:
+            if self._closed:
+                return None
+            self._free += 1
+        try:
+            return self._jobs.get(timeout=self._patience)
+        except queue.Empty:
+            with self._mutex:
+                if self._free:
+                    self._free -= 1
+                    return None
+            return self._jobs.get()  # somebody counts on us: it is there already
+
+    def close(self, timeout: float | None = None) -> bool:
+        """No more jobs; wait until all are done and the threads have ended: False after so many seconds.
+
+        May be called again.  Not from one of the threads.
+        """
+        with self._mutex:
+            self._closed = True
+            for _ in range(self._free):
+                self._jobs.put(None)
+            self._free = 0
+            left = list(self._all)
+        deadline = None if timeout is None else monotonic() + timeout
+        for thread in left:
+            thread.join(None if deadline is None else max(deadline - monotonic(), 0))
+        return not any(thread.is_alive() for thread in left)
