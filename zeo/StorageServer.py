@@ -68,6 +68,7 @@ from zeo.server.writer import SecureLine
 from zeo.server.writer import Writer
 from zeo.wire import messages
 from zeo.wire.framing import Inbox
+from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
 
 if TYPE_CHECKING:
@@ -396,7 +397,7 @@ class Connection:
         self.session.received += count
         return count > 0
 
-    def _next(self, inbox: Inbox) -> bytes | bytearray | None:
+    def _next(self, inbox: Inbox) -> Payload | None:
         """The next payload during the handshake; None at the end of the stream."""
         while True:
             payload = inbox.next()

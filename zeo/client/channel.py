@@ -49,6 +49,7 @@ from zeo.errors import ProtocolError
 from zeo.wire import faults
 from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
+from zeo.wire.framing import Payload
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import REPLY
 from zeo.wire.messages import decode_from_server
@@ -340,7 +341,7 @@ class Channel:
         finally:
             self._leave()
 
-    def _receive(self, inbox: Inbox) -> bytes | bytearray | None:
+    def _receive(self, inbox: Inbox) -> Payload | None:
         """Wait for more; a message, if it is there as a whole now."""
         try:
             size = self._recv_into(inbox.buffer())
@@ -350,7 +351,7 @@ class Channel:
             raise ConnectionError('the server closed the connection')
         return inbox.received(size)
 
-    def _dispatch(self, payload: bytes | bytearray) -> None:
+    def _dispatch(self, payload: Payload) -> None:
         """Read one message and do all it changes."""
         message_id, flag, name, args = decode_from_server(payload)
         if name == REPLY:
