@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64
 
-from zeo.client.cachefile import Log, claim, pack
+from zeo.client.cachefile import Content, Log, claim, pack
 from zeo.client.cacheindex import OPEN, Kind
 from zeo.client.cacheledger import MOST_USED, Ledger
 
@@ -36,7 +36,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[[], Ledger]]:
         ledgers[-1].log.abandon()
 
 
-def content(oid: int, start: int, length: int = 40) -> bytes:
+def content(oid: int, start: int, length: int = 40) -> Content:
     return pack(p64(oid), p64(start), bytes([oid]) * length)
 
 
