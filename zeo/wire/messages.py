@@ -307,6 +307,11 @@ _REPLY_HEADS = {code: (layout.size, layout.unpack_from) for code, layout in [
 _CURRENT = b'N\x87' + _END
 _FORMER = b'\x87' + _END
 _current_tail = Struct('<2s8s4s').unpack_from
+
+# What nearly all replies are: to a request of zeo's, a current revision of more than 255 bytes.
+_START_NUMBER = _START + b'J'
+_IS_RECORD = _IS_REPLY + b'B'
+_record_head = Struct('<4si14sI').unpack_from
 _former_tail = Struct('<2s8s2s8s3s').unpack_from
 
 
@@ -329,6 +334,17 @@ def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | 
 
 def _reply_of(data: Payload) -> FromServer | None:
     """A reply that is the result of a load, some bytes, None, or an empty list."""
+    if len(data) > 40:
+        start, message_id, is_record, length = _record_head(data)
+        if is_record == _IS_RECORD and start == _START_NUMBER and len(data) == length + 40:
+            code8, tid, rest = _current_tail(data, length + 26)
+            if code8 == _8 and rest == _CURRENT:
+                record = data[26:-14] if type(data) is bytes else bytes(memoryview(data)[26:-14])
+                return message_id, 0, REPLY, (record, tid, None)
+    return _other_reply_of(data)
+
+
+def _other_reply_of(data: Payload) -> FromServer | None:
     if len(data) < 23:  # the longest head and one byte more
         return None
     head = _REPLY_HEADS.get(data[3])
