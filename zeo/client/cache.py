@@ -299,16 +299,13 @@ class Cache:
     def _put_away(self) -> None:
         if self._in_service():
             number = int.from_bytes
-            self._ledger.learn_unknown(
+            self._ledger.learn_news(
                 (number(oid), number(start), used if used < MOST_USED else MOST_USED, pack(oid, start, data))
                 for oid, (data, start, used) in self._aside.items())
         self._aside, self._aside_size = {}, 0
 
     @_change
     def _store(self, oid: int, start: int, end: int, content: Content) -> None:
-        self._learn(oid, start, end, content)
-
-    def _learn(self, oid: int, start: int, end: int, content: Content) -> None:
         if self._in_service():
             self._ledger.learn(oid, start, end, content)
 
@@ -343,8 +340,8 @@ class Cache:
     @_change
     def _renew(self, tid: int, oids: list[int], records: Iterable[tuple[int, Content]]) -> None:
         self._ledger.invalidate(tid, oids)
-        for oid, content in records:
-            self._learn(oid, tid, OPEN, content)
+        if self._in_service():
+            self._ledger.learn_all(tid, records)
 
     def drop(self, oids: Iterable[bytes]) -> None:
         """Forget the current revisions of `oids`, suspect or not."""

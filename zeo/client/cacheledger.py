@@ -10,7 +10,7 @@ CLOCK); so a scan, which hits nothing twice, throws out little else than itself.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from struct import Struct
 
 from ZODB.utils import p64, z64
@@ -90,8 +90,22 @@ class Ledger:
             if end != OPEN:
                 self.invalidate(end, [oid])
 
-    def learn_unknown(self, revisions: Iterable[tuple[int, int, int, Content]]) -> None:
-        """Keep current revisions of objects of which nothing is known: oid, start, hits, content (a short one)."""
+    def learn_all(self, start: int, revisions: Iterable[tuple[int, Content]]) -> None:
+        """`learn` current revisions that start at the same tid, by oid."""
+        self.learn_news(self._news(start, revisions))
+
+    def _news(self, start: int, revisions: Iterable[tuple[int, Content]]) -> Iterator[tuple[int, int, int, Content]]:
+        is_over, room = self.index.is_over, self.log.room
+        for oid, content in revisions:
+            if is_over(oid, start) and len(content[1]) <= room:
+                yield oid, start, 0, content
+            else:
+                self.learn(oid, start, OPEN, content)
+
+    def learn_news(self, revisions: Iterable[tuple[int, int, int, Content]]) -> None:
+        """Keep current revisions that are not too long: oid, start, hits, content.  Of each object is known at
+        most what is over.
+        """
         log, hits = self.log, self._used
         starts, places = self.index.current.starts, self.index.current.places
         tag = Kind.CURRENT
