@@ -497,7 +497,7 @@ def blob_chunk_notice(oid: bytes, tid: bytes, data: bytes) -> Frame:
 
 
 def _download_of(data: Payload) -> FromServer | None:
-    """A piece of a blob; it is not copied, but a `memoryview` of the message."""
+    """A piece of a blob; it is not copied, but a `memoryview` of the message, and only lent like that."""
     if data[:len(_IS_BLOB_CHUNK)] != _IS_BLOB_CHUNK:
         return None
     at = len(_IS_BLOB_CHUNK) + 18
