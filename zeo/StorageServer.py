@@ -78,6 +78,7 @@ from zeo.server.writer import SecureLine
 from zeo.server.writer import Writer
 from zeo.wire import messages
 from zeo.wire.framing import Inbox
+from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
 
 if TYPE_CHECKING:
@@ -409,7 +410,7 @@ class Connection:
         self.session.received += count
         return count > 0
 
-    def _next(self, inbox: Inbox) -> bytes | bytearray | None:
+    def _next(self, inbox: Inbox) -> Payload | None:
         """The next payload during the handshake; None at the end of the stream."""
         while True:
             payload = inbox.next()

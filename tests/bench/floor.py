@@ -40,13 +40,13 @@ class Stream:
             if have == 5:
                 return None
         need = 4 + _unpack(self._buffer)[0]
-        view = self._view
-        if need > len(view):
-            view = memoryview(bytearray(need))
-            view[:have] = self._view[:have]
+        if need > len(self._view):  # kept for the next one: new memory is dear
+            self._buffer = bytearray(need)
+            self._buffer[:have] = self._view[:have]
+            self._view = memoryview(self._buffer)
         while have < need:
-            have += self.sock.recv_into(view[have:need])
-        return view[4:need]
+            have += self.sock.recv_into(self._view[have:need])
+        return self._view[4:need]
 
 
 def listen(address: Any) -> socket.socket:

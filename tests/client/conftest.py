@@ -12,6 +12,7 @@ from tests.client.peer import PATIENCE
 from tests.client.peer import Host
 from tests.client.peer import Peer
 from zeo.client.channel import Channel
+from zeo.client.dialing import KEPT
 from zeo.wire.framing import Inbox
 
 
@@ -64,7 +65,7 @@ class Line:
         self.peer = Peer(theirs)
         self.heard: list[Any] = []  # effects in their order
         self.channel = Channel(
-            ours, Inbox(),
+            ours, Inbox(keep=KEPT),
             {'invalidateTransaction': lambda tid, oids: self.heard.append(('invalidate', tid, oids))},
             loaded=lambda key, result: self.heard.append(('loaded', key, result)), address='the peer')
         self.channel.set_timeout(None)

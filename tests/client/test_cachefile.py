@@ -18,7 +18,7 @@ from ZODB.utils import p64, z64
 
 from tests.client.truth import SMALL, Truth, copied, knowledge, teach
 from zeo.client.cache import Cache, open_cache
-from zeo.client.cachefile import COLLECTED, Log, claim, pack, unpack
+from zeo.client.cachefile import COLLECTED, Log, claim, pack, repack, unpack
 
 STORAGE = b'one storage'.ljust(16)
 TINY = 64 + 4 * 512     # bytes: four segments of the shortest kind, and no room for a summary
@@ -41,11 +41,10 @@ def tags(log: Log) -> list[bytes]:
 def write(log: Log, *numbers: int, body: bytes = bytes(100)) -> None:
     """Append records whose tags are these numbers."""
     for number in numbers:
-        content = pack(p64(number), z64, body)
-        if not log.fits(content):
+        if not log.fits(len(body)):
             log.oldest()
             log.begin(number)
-        log.append(b'%04d' % number, 0, content)
+        log.append(b'%04d' % number, 0, pack(p64(number), z64, body))
 
 
 def opened(path: Path, size: int = TINY, storage: bytes = STORAGE) -> Log:
@@ -206,8 +205,13 @@ def test_what_was_not_packed_is_not_unpacked(content: bytes) -> None:
     assert found is None or found[0] != z64
 
 
+def test_what_was_read_can_be_appended_again_whatever_it_is() -> None:
+    assert repack(b''.join(pack(p64(1), p64(2), b'some body'))) == pack(p64(1), p64(2), b'some body')
+    assert b''.join(repack(bytes(range(100)))) == bytes(range(100))
+
+
 def test_packed_content_does_not_survive_any_flipped_bit() -> None:
-    content = pack(p64(1), p64(2), b'some body')
+    content = b''.join(pack(p64(1), p64(2), b'some body'))
     assert unpack(content) == (p64(1), p64(2), b'some body')
     for position in range(len(content)):
         for bit in range(8):

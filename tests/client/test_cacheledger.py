@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64
 
-from zeo.client.cachefile import Log, claim, pack
+from zeo.client.cachefile import Content, Log, claim, pack, unnamed
 from zeo.client.cacheindex import OPEN, Kind
 from zeo.client.cacheledger import MOST_USED, Ledger
 
@@ -36,7 +36,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[[], Ledger]]:
         ledgers[-1].log.abandon()
 
 
-def content(oid: int, start: int, length: int = 40) -> bytes:
+def content(oid: int, start: int, length: int = 40) -> Content:
     return pack(p64(oid), p64(start), bytes([oid]) * length)
 
 
@@ -89,6 +89,27 @@ def test_replaying_gives_what_was_known(
     if remember:
         ledger.close(remember=True)
     assert known(opened()) == expected
+
+
+@settings(deadline=None)
+@given(before=st.lists(st.tuples(numbers, st.integers(1, 30), st.integers(0, 3)), max_size=12), doubt=st.booleans(),
+       revisions=st.dictionaries(numbers, st.integers(0, 600)), start=st.integers(10, 25))
+def test_to_learn_all_is_to_learn_each(before: list[tuple[int, int, int]], doubt: bool,
+                                       revisions: dict[int, int], start: int) -> None:
+    ledgers = [Ledger(Log(unnamed(), SIZE, STORAGE)) for _ in range(2)]
+    for ledger in ledgers:
+        ledger.start_over(0)
+        for oid, since, length in before:
+            ledger.learn(oid, since, since + length if length else OPEN, content(oid, since))
+        if doubt:
+            ledger.suspect_all()
+    one, other = ledgers
+    one.learn_all(start, [(oid, content(oid, start, length)) for oid, length in revisions.items()])
+    for oid, length in revisions.items():
+        other.learn(oid, start, OPEN, content(oid, start, length))
+    assert known(one) == known(other)
+    for ledger in ledgers:
+        ledger.log.abandon()
 
 
 def test_what_is_known_already_is_not_written(opened: Callable[[], Ledger]) -> None:

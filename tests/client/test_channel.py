@@ -71,6 +71,16 @@ def test_a_call_returns_what_the_server_replies(line: Line, calls: Calls) -> Non
     assert result() == tid(7)
 
 
+def test_a_long_record_keeps_its_value_when_the_next_one_arrives(line: Line, calls: Calls) -> None:
+    results = []
+    for letter in b'a', b'b':
+        result = calls.start(line.channel.load, oid(1), tid(9))
+        message = line.peer.read('loadBefore')
+        line.peer.send(load_reply(message.id, letter * 100_000, tid(7), None))
+        results.append(result())
+    assert [record for record, _, _ in results] == [b'a' * 100_000, b'b' * 100_000]
+
+
 def test_an_error_reply_raises_and_leaves_the_connection_usable(line: Line, calls: Calls) -> None:
     result = calls.start(line.channel.call, 'getTid', (oid(1),))
     line.peer.refuse(line.peer.read(), POSKeyError(oid(1)))

@@ -12,9 +12,9 @@ from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
 
 
-def receive(inbox: Inbox, data: bytes, steps: list[int]) -> list[bytes | bytearray]:
+def receive(inbox: Inbox, data: bytes, steps: list[int]) -> list[bytes]:
     """Put data into an inbox, so many bytes at a time (again and again); the payloads it gives out."""
-    payloads: list[bytes | bytearray] = []
+    payloads: list[bytes] = []
     left = memoryview(data)
     for step in itertools.cycle(steps):
         buffer = inbox.buffer()
@@ -25,7 +25,7 @@ def receive(inbox: Inbox, data: bytes, steps: list[int]) -> list[bytes | bytearr
         left = left[size:]
         inbox.advance(size)
         while (payload := inbox.next()) is not None:
-            payloads.append(payload)
+            payloads.append(bytes(payload))  # it may be lent
         if not left:
             return payloads
     raise AssertionError
@@ -65,14 +65,14 @@ def test_frames_come_out_whole_however_the_stream_was_cut(
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=6),
-       st.lists(st.integers(1, 2000), min_size=1, max_size=6))
+       st.lists(st.integers(1, 2000), min_size=1, max_size=6), st.sampled_from([0, 500, 5000]))
 def test_frames_longer_than_the_first_step_grow_as_they_arrive(
-        lengths: list[int], steps: list[int]) -> None:
+        lengths: list[int], steps: list[int], keep: int) -> None:
     payloads = [bytes([number + 1]) * length for number, length in enumerate(lengths)]
     stream = b''.join(part for payload in payloads for part in frame(payload))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(framing, '_FIRST_STEP', 64)
-        assert receive(Inbox(size=32), stream, steps) == payloads
+        assert receive(Inbox(size=32, keep=keep), stream, steps) == payloads
 
 
 def test_many_frames_that_arrive_at_once_come_out_one_by_one() -> None:
@@ -136,6 +136,37 @@ def test_a_payload_keeps_its_value_when_the_next_one_arrives() -> None:
     first, = receive(inbox, frame(b'first')[0], [100])
     receive(inbox, frame(b'SECOND')[0], [100])
     assert first == b'first'
+
+
+def test_a_long_payload_is_lent_as_a_view_of_memory_that_is_kept() -> None:
+    inbox = Inbox(size=16, keep=200)
+
+    def lent(length: int) -> memoryview:
+        stream = frame(bytes([length]) * length)[0]
+        while stream:
+            buffer = inbox.buffer()
+            count = min(len(buffer), len(stream))
+            buffer[:count], stream = stream[:count], stream[count:]
+            payload = inbox.received(count)
+        assert payload == bytes([length]) * length
+        assert isinstance(payload, memoryview)
+        return payload
+
+    memory = lent(200).obj
+    assert lent(100).obj is memory
+    assert lent(199).obj is memory
+    assert receive(inbox, frame(b'short')[0], [100]) == [b'short']
+    assert lent(200).obj is memory
+
+
+def test_what_is_longer_than_the_memory_kept_gets_its_own() -> None:
+    inbox = Inbox(size=16, keep=200)
+    payloads = []
+    for letter in b'a', b'b':
+        receive(inbox, frame(letter * 300)[0][:-1], [1000])
+        inbox.buffer()[:1] = letter
+        payloads.append(inbox.received(1))
+    assert payloads == [b'a' * 300, b'b' * 300]
 
 
 @pytest.mark.parametrize('limit, length', [(10, 0), (10, 11), (10, 2**32 - 1), (2**32 - 1, 0)])

@@ -16,6 +16,7 @@ from ZODB.POSException import POSKeyError
 from zeo.errors import ProtocolError
 from zeo.wire import messages
 from zeo.wire import pickles
+from zeo.wire.framing import Payload
 from zeo.wire.framing import Frame
 
 OID = b'\0\0\0\0\0\0\0\x09'
@@ -137,7 +138,7 @@ def test_a_store_of_zeos_is_read(oid: bytes, serial: bytes, record: bytes, trans
 @given(requests, records, eight, st.none() | eight)
 def test_a_load_reply_of_zeos_is_read(message_id: int, record: bytes, start: bytes, end: bytes | None) -> None:
     data = encode_as_server(message_id, 0, '.reply', (record, start, end))
-    for form in data, bytearray(data):
+    for form in data, bytearray(data), memoryview(data):
         found = messages.decode_from_server(form)
         assert found == (message_id, 0, '.reply', (record, start, end))
         assert all(type(part) in (bytes, type(None)) for part in found[3])
@@ -159,6 +160,7 @@ def test_any_message_of_a_zeo_client_is_read(message_id: Any, flag: Any, name: s
 @given(requests, st.sampled_from([0, 2]), plain)
 def test_any_reply_of_a_zeo_server_is_read(message_id: int, flag: int, result: Any) -> None:
     data = encode_as_server(message_id, flag, '.reply', result)
+    assert messages.decode_from_server(memoryview(data)) == (message_id, flag, '.reply', result)
     assert messages.decode_from_server(data) == (message_id, flag, '.reply', result)
 
 
@@ -173,13 +175,13 @@ def generic_from_server(data: bytes | bytearray) -> Any:
     return tuple(pickles.load_from_server(data))
 
 
-def short_from_client(data: bytes | bytearray) -> Any:
+def short_from_client(data: Payload) -> Any:
     found = (messages._load_of(data) or messages._commit_of(data) or messages._store_of(data)
              or messages._upload_of(data))
     return found and (value_of(found[0]), *found[1:3], without_views(found[3]))
 
 
-def short_from_server(data: bytes | bytearray) -> Any:
+def short_from_server(data: Payload) -> Any:
     found = messages._reply_of(data) or messages._invalidation_of(data) or messages._download_of(data)
     return found and (*found[:3], without_views(found[3]))
 
@@ -217,6 +219,7 @@ FROM_CLIENT = {
 FROM_SERVER = {
     'load reply': messages.load_reply(b'K\x07', b'record', TID, None),
     'long load reply': messages.load_reply(b'J\x07\x01\0\0', b'record' * 50, TID, LATER),
+    'current load reply': messages.load_reply(b'J\x07\x01\0\0', b'record' * 50, TID, None),
     'empty load reply': messages.load_reply(b'M\x07\x01', b'', TID, LATER),
     'tid reply': messages.reply(b'J\x07\x01\0\0', TID),
     'record reply': messages.reply(b'K\x07', b'record' * 50),
@@ -234,12 +237,12 @@ CASES = [pytest.param(short, generic, b''.join(frame)[4 if len(frame) == 1 else 
          for short, generic, frames in [(short_from_client, generic_from_client, FROM_CLIENT),
                                         (short_from_server, generic_from_server, FROM_SERVER)]
          for name, frame in frames.items()]
-Reader = Callable[[bytes | bytearray], Any]
+Reader = Callable[[Payload], Any]
 
 
 @pytest.mark.parametrize('short, generic, data', CASES)
 def test_messages_of_fixed_shape_are_known(short: Reader, generic: Reader, data: bytes) -> None:
-    assert typed(short(data)) == typed(short(bytearray(data)))
+    assert typed(short(data)) == typed(short(bytearray(data))) == typed(short(memoryview(data)))
     assert short(data) is not None
 
 

@@ -36,7 +36,7 @@ from urllib.parse import quote
 
 from ZODB.utils import p64, u64, z64
 
-from zeo.client.cachefile import Log, Unusable, claim, pack, unnamed, unpack
+from zeo.client.cachefile import Content, Log, Unusable, claim, pack, unnamed, unpack
 from zeo.client.cacheindex import OPEN
 from zeo.client.cacheledger import MOST_USED, Ledger
 from zeo.errors import ClientStorageError
@@ -300,16 +300,13 @@ class Cache:
     def _put_away(self) -> None:
         if self._in_service():
             number = int.from_bytes
-            self._ledger.learn_unknown(
+            self._ledger.learn_news(
                 (number(oid), number(start), used if used < MOST_USED else MOST_USED, pack(oid, start, data))
                 for oid, (data, start, used) in self._aside.items())
         self._aside, self._aside_size = {}, 0
 
     @_change
-    def _store(self, oid: int, start: int, end: int, content: bytes) -> None:
-        self._learn(oid, start, end, content)
-
-    def _learn(self, oid: int, start: int, end: int, content: bytes) -> None:
+    def _store(self, oid: int, start: int, end: int, content: Content) -> None:
         if self._in_service():
             self._ledger.learn(oid, start, end, content)
 
@@ -342,10 +339,10 @@ class Cache:
                     ((u64(oid), pack(oid, tid, data)) for oid, data in records))
 
     @_change
-    def _renew(self, tid: int, oids: list[int], records: Iterable[tuple[int, bytes]]) -> None:
+    def _renew(self, tid: int, oids: list[int], records: Iterable[tuple[int, Content]]) -> None:
         self._ledger.invalidate(tid, oids)
-        for oid, content in records:
-            self._learn(oid, tid, OPEN, content)
+        if self._in_service():
+            self._ledger.learn_all(tid, records)
 
     def drop(self, oids: Iterable[bytes]) -> None:
         """Forget the current revisions of `oids`, suspect or not."""

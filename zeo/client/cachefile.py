@@ -50,7 +50,7 @@ from io import FileIO
 from struct import Struct
 from typing import NamedTuple
 
-__all__ = ['FRONT_SIZE', 'SIZE_BITS', 'Log', 'Record', 'Unusable', 'claim', 'pack', 'unnamed', 'unpack']
+__all__ = ['AROUND', 'SIZE_BITS', 'Content', 'Log', 'Record', 'Unusable', 'claim', 'pack', 'repack', 'unnamed', 'unpack']
 
 MAGIC = b'zeocache'
 VERSION = 1
@@ -70,6 +70,7 @@ SEGMENT_SIZE = SEGMENT.size + CHECK.size
 FRONT_SIZE = CHECK.size + FRONT.size            # a record without the content
 NAME_SIZE = 8 + 8                               # oid and start
 PROOF_SIZE = NAME_SIZE + CONTENT_CHECK.size     # content without the body
+AROUND = FRONT_SIZE + PROOF_SIZE                # a record without the body
 
 assert HEADER.size + CHECK.size == FIRST
 assert SEGMENT_SIZE == 32 and FRONT_SIZE + NAME_SIZE == HEAD.size == 36
@@ -140,10 +141,19 @@ def claim(path: str) -> FileIO:
     return file
 
 
-def pack(oid: bytes, start: bytes, body: bytes) -> bytes:
-    """Content, ready to be appended."""
-    check = CONTENT_CHECK.pack(zlib.crc32(body, zlib.crc32(oid + start)))
-    return b''.join((oid, start, body, check))      # copies a long body once
+#: What is appended: oid and start, body, checksum.
+Content = tuple[bytes, bytes, bytes]
+
+
+def pack(oid: bytes, start: bytes, body: bytes) -> Content:
+    """Content, ready to be appended; the body is not copied."""
+    name = oid + start
+    return name, body, CONTENT_CHECK.pack(zlib.crc32(body, zlib.crc32(name)))
+
+
+def repack(content: bytes) -> Content:
+    """What was read, whatever it is, ready to be appended."""
+    return content[:NAME_SIZE], content[NAME_SIZE:-CONTENT_CHECK.size], content[-CONTENT_CHECK.size:]
 
 
 def unpack(content: bytes) -> tuple[bytes, bytes, bytes] | None:
@@ -184,7 +194,7 @@ class Log:
         #: Replaced, never emptied, and only when the file has them: `read` does not lock.
         self._chunks: list[bytes] = []
         self._written = 0
-        self.pending: dict[int, bytes] = {}
+        self.pending: dict[int, Content] = {}
 
     def _ring(self) -> int:
         return self._size - FIRST - self._size // SEGMENTS
@@ -198,8 +208,8 @@ class Log:
 
     @property
     def room(self) -> int:
-        """The length of the longest content that a segment can take."""
-        return min(LARGEST, self.segment - SEGMENT_SIZE - FRONT_SIZE)
+        """The length of the longest body that a segment can take."""
+        return min(LARGEST - PROOF_SIZE, self.segment - SEGMENT_SIZE - AROUND)
 
     @property
     def extent(self) -> int:
@@ -279,18 +289,20 @@ class Log:
 
     # Appending
 
-    def fits(self, content: bytes) -> bool:
-        """Whether that fits into the open segment."""
-        return self._position + FRONT_SIZE + len(content) <= self._start + self.segment
+    def fits(self, length: int) -> bool:
+        """Whether a record with a body of that length fits into the open segment."""
+        return self._position + AROUND + length <= self._start + self.segment
 
-    def append(self, tag: bytes, end: int, content: bytes) -> int:
+    def append(self, tag: bytes, end: int, content: Content) -> int:
         """Append a record that `fits`, made with `pack`; tells its place."""
-        front = FRONT.pack(tag, len(content) - PROOF_SIZE, end)
-        self._check = zlib.crc32(front + content[:NAME_SIZE], self._check)
+        name, body, body_check = content
+        size = len(body)
+        front = FRONT.pack(tag, size, end) + name
+        self._check = check = zlib.crc32(front, self._check)
+        self._chunks += CHECK.pack(check), front, body, body_check
         offset = self._position + FRONT_SIZE
-        self._chunks += CHECK.pack(self._check), front, content
-        self._position = offset + len(content)
-        place = offset << SIZE_BITS | len(content)
+        self._position += AROUND + size
+        place = offset << SIZE_BITS | PROOF_SIZE + size
         self.pending[place] = content
         if self._position - self._written >= COLLECTED:
             self.flush()
@@ -299,10 +311,12 @@ class Log:
     def flush(self) -> None:
         """Let the file have all that was appended; after a kill that is what is found."""
         if self._chunks:
-            last = self._chunks[-1]
-            if len(last) >= COLLECTED:      # not copied, and written before what makes it a record
-                self._write(last, self._position - len(last))
-                self._write(b''.join(self._chunks[:-1]), self._written)
+            body = self._chunks[-2] if len(self._chunks) > 1 else b''
+            if len(body) >= COLLECTED:      # not copied, and written before what makes it a record
+                check = self._chunks[-1]
+                self._write(check, self._position - len(check))
+                self._write(body, self._position - len(check) - len(body))
+                self._write(b''.join(self._chunks[:-2]), self._written)
             else:
                 self._write(b''.join(self._chunks), self._written)
             self._chunks, self.pending = [], {}
@@ -359,7 +373,7 @@ class Log:
     def read(self, place: int) -> bytes:
         """The content there, whatever it is now."""
         content = self.pending.get(place)
-        return os.pread(self._fd, place & LARGEST, place >> SIZE_BITS) if content is None else content
+        return os.pread(self._fd, place & LARGEST, place >> SIZE_BITS) if content is None else b''.join(content)
 
     def resume(self) -> bool:
         """Read the header of a file that exists; tells whether it was closed cleanly.  Unusable, if it cannot be."""

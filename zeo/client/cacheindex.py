@@ -34,6 +34,7 @@ OPEN = 0
 #: The historic revisions of an object are rows of start, end and place, one after the other, oldest
 #: first, none reaching into the next.
 ROW = Struct('>QQQ')
+_start_at = Struct('>Q').unpack_from
 
 
 #: So many bytes of former rows stay when there is one more: an object that changes all the time would
@@ -266,8 +267,10 @@ class Index:
 
 def _position(rows: bytes, start: int) -> int:
     """Where in `rows` a revision that starts at `start` is, or would be."""
+    if not rows or _start_at(rows)[0] >= start:  # what has to make room is the oldest, mostly
+        return 0
     return ROW.size * bisect_left(
-        range(len(rows) // ROW.size), start, key=lambda row: ROW.unpack_from(rows, row * ROW.size)[0])
+        range(len(rows) // ROW.size), start, key=lambda row: _start_at(rows, row * ROW.size)[0])
 
 
 def _end(rows: bytes, position: int) -> int:

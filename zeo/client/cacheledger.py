@@ -10,12 +10,12 @@ CLOCK); so a scan, which hits nothing twice, throws out little else than itself.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from struct import Struct
 
 from ZODB.utils import p64, z64
 
-from zeo.client.cachefile import FRONT_SIZE, SIZE_BITS, Log, pack, unpack
+from zeo.client.cachefile import AROUND, SIZE_BITS, Content, Log, pack, repack, unpack
 from zeo.client.cacheindex import OPEN, Index, Kind
 
 __all__ = ['MOST_USED', 'Ledger']
@@ -74,30 +74,45 @@ class Ledger:
 
     # What a server says
 
-    def learn(self, oid: int, start: int, end: int, content: bytes) -> None:
+    def learn(self, oid: int, start: int, end: int, content: Content) -> None:
         """Keep a revision, if that is news and not too long."""
         index = self.index
         if end == OPEN and index.is_over(oid, start):
-            if len(content) <= self.log.room:
+            if len(content[1]) <= self.log.room:
                 self._keep(Kind.CURRENT, oid, start, end, content)
             return
         found = index.find(oid, start) if index.knows(oid) else None
         if found is None:
-            if index.wants(oid, start, end) and len(content) <= self.log.room:
+            if index.wants(oid, start, end) and len(content[1]) <= self.log.room:
                 self._keep(Kind.CURRENT if end == OPEN else Kind.HISTORIC, oid, start, end, content)
         elif found[0] is not Kind.HISTORIC:
             self.confirm(start, [oid])
             if end != OPEN:
                 self.invalidate(end, [oid])
 
-    def learn_unknown(self, revisions: Iterable[tuple[int, int, int, bytes]]) -> None:
-        """Keep current revisions of objects of which nothing is known: oid, start, hits, content (a short one)."""
+    def learn_all(self, start: int, revisions: Iterable[tuple[int, Content]]) -> None:
+        """`learn` current revisions that start at the same tid, by oid."""
+        self.learn_news(self._news(start, revisions))
+
+    def _news(self, start: int, revisions: Iterable[tuple[int, Content]]) -> Iterator[tuple[int, int, int, Content]]:
+        is_over, room = self.index.is_over, self.log.room
+        for oid, content in revisions:
+            if is_over(oid, start) and len(content[1]) <= room:
+                yield oid, start, 0, content
+            else:
+                self.learn(oid, start, OPEN, content)
+
+    def learn_news(self, revisions: Iterable[tuple[int, int, int, Content]]) -> None:
+        """Keep current revisions that are not too long: oid, start, hits, content.  Of each object is known at
+        most what is over.
+        """
         log, hits = self.log, self._used
         starts, places = self.index.current.starts, self.index.current.places
         tag = Kind.CURRENT
         for oid, start, used, content in revisions:
-            if not log.fits(content):
-                self._make_room(content)
+            length = len(content[1])
+            if not log.fits(length):
+                self._make_room(length)
             place = log.append(tag, OPEN, content)
             hits[(place >> SIZE_BITS) // GRAIN] = used
             starts[oid] = start
@@ -165,10 +180,11 @@ class Ledger:
 
     # Writing
 
-    def _keep(self, kind: Kind, oid: int, start: int, end: int, content: bytes, used: int = 0) -> None:
+    def _keep(self, kind: Kind, oid: int, start: int, end: int, content: Content, used: int = 0) -> None:
         """Append a revision, then let it be found."""
-        if not self.log.fits(content):
-            self._make_room(content)
+        length = len(content[1])
+        if not self.log.fits(length):
+            self._make_room(length)
         place = self.log.append(kind, end, content)
         self._used[(place >> SIZE_BITS) // GRAIN] = used
         self.index.put(kind, oid, start, end, place)
@@ -176,18 +192,17 @@ class Ledger:
     def _note(self, tag: bytes, oid: int = 0, start: int = 0, body: bytes = b'') -> None:
         """Append what was changed in the index."""
         if self.sound:
-            content = pack(p64(oid), p64(start), body)
-            if not self.log.fits(content):
-                self._make_room(content)
-            self.log.append(tag, OPEN, content)
+            if not self.log.fits(len(body)):
+                self._make_room(len(body))
+            self.log.append(tag, OPEN, pack(p64(oid), p64(start), body))
 
     def _note_oids(self, tag: bytes, start: int, oids: list[int]) -> None:
         many = self.log.room // 16
         for first in range(0, len(oids), many):
             self._note(tag, start=start, body=b''.join(map(p64, oids[first:first + many])))
 
-    def _make_room(self, content: bytes) -> None:
-        """Begin a segment with room for `content`, taking along what was used of the oldest one."""
+    def _make_room(self, length: int) -> None:
+        """Begin a segment with room for a body of that length, taking along what was used of the oldest one."""
         index, log = self.index, self.log
         kept = []
         for record in log.oldest():
@@ -195,15 +210,15 @@ class Ledger:
             if found is not None and found[2] == record.place:
                 index.forget(record.oid, record.start)
                 if used := self._used[(record.place >> SIZE_BITS) // GRAIN]:
-                    kept.append((used, record, *found[:2], log.read(record.place)))
+                    kept.append((used, record, *found[:2], repack(log.read(record.place))))
         log.begin(self.last_tid)
         # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
         self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
-        room = min(self._savings, log.room - len(content) - FRONT_SIZE)
+        room = min(self._savings, log.room - length)
         self._savings -= room
         for used, record, kind, end, survivor in sorted(kept, key=lambda entry: -entry[0]):
-            if len(survivor) + FRONT_SIZE <= room:
-                room -= len(survivor) + FRONT_SIZE
+            if len(survivor[1]) + AROUND <= room:
+                room -= len(survivor[1]) + AROUND
                 self._keep(kind, record.oid, record.start, end, survivor, used - 1)
         self._savings += room
 
@@ -243,9 +258,8 @@ class Ledger:
         """Begin to write to a file that was read."""
         self.sound = True
         self.log.mark(clean=False)
-        content = pack(os.urandom(8), z64, b'')
-        if self.log.fits(content):
-            self.log.append(RESUME, OPEN, content)
+        if self.log.fits(0):
+            self.log.append(RESUME, OPEN, pack(os.urandom(8), z64, b''))
 
     def _replay(self, verify: bool) -> None:
         """Repeat what the log says was learned; `verify`: look at the bodies of revisions, too."""

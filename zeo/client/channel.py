@@ -49,6 +49,7 @@ from zeo.errors import ProtocolError
 from zeo.wire import faults
 from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
+from zeo.wire.framing import Payload
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import REPLY
 from zeo.wire.messages import answered_by
@@ -75,6 +76,9 @@ PATIENCE = 4
 
 #: The watcher looks whether it is needed this often, in seconds, and less often while it is not.
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.040
+
+#: So many loads are asked for at a time by `Channel.prefetch`; the server begins meanwhile.
+PREFETCHED = 100
 
 #: How long the end of a connection may wait for its last reader; that one has been told to stop.
 LAST_READER = 10.0
@@ -201,10 +205,13 @@ class Channel:
             messages.append((message_id, key, load_request(message_id, *key)))
         me = self._enter()
         try:
-            for message_id, key, frame in messages:
-                request = Request(self._loaded, key)
-                if self._register(request, message_id) is request:
-                    self._outgoing.post(frame)
+            for first in range(0, len(messages), PREFETCHED):
+                frames: list[bytes] = []
+                for message_id, key, frame in messages[first:first + PREFETCHED]:
+                    request = Request(self._loaded, key)
+                    if self._register(request, message_id) is request:
+                        frames += frame
+                self._outgoing.post((b''.join(frames),))
             self._calls += 1
             self._outgoing.send()
         except BaseException as error:
@@ -374,7 +381,7 @@ class Channel:
         finally:
             self._leave()
 
-    def _receive(self, inbox: Inbox) -> bytes | bytearray | None:
+    def _receive(self, inbox: Inbox) -> Payload | None:
         """Wait for more; a message, if it is there as a whole now."""
         passing = inbox.passing
         try:
@@ -403,7 +410,7 @@ class Channel:
         else:
             self._requests.pop(message_id, None)
 
-    def _dispatch(self, payload: bytes | bytearray) -> None:
+    def _dispatch(self, payload: Payload) -> None:
         """Read one message and do all it changes."""
         message_id, flag, name, args = self._decoded(payload)
         if name == REPLY:

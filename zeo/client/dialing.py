@@ -28,6 +28,7 @@ from typing import NamedTuple
 from zeo.errors import ClientDisconnected
 from zeo.errors import ProtocolError
 from zeo.wire.framing import Inbox
+from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
 from zeo.wire.messages import answer_to_greeting
 from zeo.wire.messages import looks_like_tls
@@ -56,6 +57,9 @@ GREETING_LIMIT = 64
 
 #: No message is refused for its length once the server has been greeted: records have no limit.
 MESSAGE_LIMIT = 2**32 - 1
+
+#: Bytes of memory that a connection keeps for long records, once it has met one.
+KEPT = 2 * 1024 * 1024
 
 #: The kernel takes no more while so many bytes wait in it to be sent: on a slow line, a small request
 #: does not wait for megabytes of a blob.
@@ -163,7 +167,7 @@ class _Attempt:
         self.where = where
         self.until = monotonic() + PATIENCE
         self.connected = False
-        self.inbox = Inbox(GREETING_LIMIT)
+        self.inbox = Inbox(GREETING_LIMIT, keep=KEPT)
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             if family == socket.AF_UNIX:
@@ -234,7 +238,7 @@ class _Attempt:
         self.inbox.limit = MESSAGE_LIMIT
         return True
 
-    def _greeting(self) -> bytes | bytearray | None:
+    def _greeting(self) -> Payload | None:
         """Receive once; the greeting, if it is there as a whole."""
         size = self.recv_into(self.inbox.buffer())
         if not size:

@@ -14,6 +14,7 @@ from zeo.client.dialing import secure
 from zeo.errors import ClientDisconnected
 from zeo.errors import ProtocolError
 from zeo.wire.framing import Inbox
+from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
 from zeo.wire.messages import PROBE
 from zeo.wire.messages import looks_like_tls
@@ -65,7 +66,7 @@ def _connect(address: Address, timeout: float) -> socket.socket:
     return sock
 
 
-def _next(recv_into: Callable[[memoryview], int], inbox: Inbox) -> bytes | bytearray:
+def _next(recv_into: Callable[[memoryview], int], inbox: Inbox) -> Payload:
     while (payload := inbox.next()) is None:
         count = recv_into(inbox.buffer())
         if not count:

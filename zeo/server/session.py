@@ -50,6 +50,7 @@ from zeo.server.transaction import Transaction
 from zeo.server.transaction import log_failure
 from zeo.wire import messages
 from zeo.wire import pieces
+from zeo.wire.framing import Payload
 from zeo.wire.messages import METHODS
 from zeo.wire.messages import PickledId
 from zeo.wire.messages import load_of
@@ -139,7 +140,7 @@ class Session:
 
     # ---- a message comes in ------------------------------------------------------------
 
-    def handle(self, payload: bytes | bytearray) -> None:
+    def handle(self, payload: Payload) -> None:
         """Do what a message asks for.
 
         Raises `ProtocolError` if the connection has to be closed.  Errors of a request are answered;
@@ -194,7 +195,7 @@ class Session:
             elif not self._is_reported_later(name, error):
                 raise ProtocolError(f'{name} failed: {_in_words(error)}') from None
 
-    def handle_and_tell(self, payload: bytes | bytearray) -> None:
+    def handle_and_tell(self, payload: Payload) -> None:
         """`handle`, and tell the debug log how long it took."""
         message_id, oneway, name, _ = messages.decode_from_client(payload)
         if not messages.is_heartbeat(message_id):

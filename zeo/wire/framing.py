@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: part of their own, so that putting a frame together does not copy them.
 Frame = tuple[bytes, ...]
 
+#: What is in a frame.  A view is only lent: it has to be done with before more is received.
+Payload = bytes | bytearray | memoryview
+
 #: The longest payload the length prefix can express.
 LONGEST = 2**32 - 1
 
@@ -59,18 +62,23 @@ class Inbox:
     right to read.
 
     ``limit`` is the length in bytes of the longest acceptable payload and may be changed at any time.
-    ``size`` is how many bytes are received at a time when many come.  ``divert`` may send the data of a long
-    payload elsewhere, which is no payload then; while ``passing`` is not None, `pass_on` receives.
+    ``size`` is how many bytes are received at a time when many come.  ``keep`` is how many bytes of
+    memory may be kept for long payloads: one of these is lent as a view of that memory, and is
+    overwritten when the next one arrives.  ``divert`` may send the data of a long payload elsewhere, which
+    is no payload then; while ``passing`` is not None, `pass_on` receives.
     """
 
-    __slots__ = ('limit', 'divert', 'passing', '_size', '_buffer', '_view', '_start', '_end', '_long',
-                 '_length', '_filled')
+    __slots__ = ('limit', 'divert', 'passing', '_size', '_keep', '_kept', '_buffer', '_view', '_start', '_end',
+                 '_long', '_length', '_filled')
 
-    def __init__(self, limit: int = LONGEST, size: int = 64 * 1024) -> None:
+    def __init__(self, limit: int = LONGEST, size: int = 64 * 1024, keep: int = 0) -> None:
         self.limit = limit
         self.divert: Divert | None = None
         self.passing: Passing | None = None
         self._size = size
+        self._keep = keep
+        # Memory that is new is the dearest part of receiving 1 MB: each of its pages is a fault.
+        self._kept = bytearray()
         self._buffer = bytearray(min(size, _SMALL))
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # what lies between them was received and is not yet taken
@@ -82,7 +90,7 @@ class Inbox:
         """Where the next bytes belong; never empty.  Use it at once and keep no reference."""
         if self._long is None:
             return self._view[self._end:] if self._end else self._view
-        return memoryview(self._long)[self._filled:]
+        return memoryview(self._long)[self._filled:self._length]
 
     def beginning(self, count: int) -> bytes:
         """The first bytes, at most so many, of what was received and is not yet taken."""
@@ -100,7 +108,7 @@ class Inbox:
         if self._filled == have < self._length:
             self._long += bytes(min(have, self._length - have))
 
-    def received(self, count: int) -> bytes | bytearray | None:
+    def received(self, count: int) -> Payload | None:
         """`advance`, then `next`: in one step if what came is just one whole frame, as it mostly is."""
         if self._long is None and not self._end and 4 < count < len(self._buffer):
             length, = _unpack_from(self._buffer)
@@ -109,7 +117,7 @@ class Inbox:
         self.advance(count)
         return self.next()
 
-    def next(self) -> bytes | bytearray | None:
+    def next(self) -> Payload | None:
         """The next whole payload, or None until more bytes have come.
 
         Raises `ProtocolError` for a length that is zero or beyond the limit.
@@ -118,7 +126,7 @@ class Inbox:
             if self._filled < self._length:
                 return None
             payload, self._long = self._long, None
-            return payload
+            return memoryview(payload)[:self._length] if payload is self._kept else payload
         start = self._start
         have = self._end - start
         if have < 4:
@@ -142,7 +150,7 @@ class Inbox:
         if length + 4 > len(self._buffer):
             if self.divert is not None and self._pass(self.divert, length):
                 return None
-            self._long = bytearray(min(length, max(_FIRST_STEP, have)))
+            self._long = self._memory(length, have)
             self._long[:have - 4] = self._view[start + 4:self._end]
             self._length = length
             self._filled = have - 4
@@ -184,6 +192,14 @@ class Inbox:
             self._start = len(tail)
             self.passing = None
         return count
+
+    def _memory(self, length: int, have: int) -> bytearray:
+        """Where a long payload of that length belongs, or begins, of which so many bytes are there."""
+        if length > self._keep:
+            return bytearray(min(length, max(_FIRST_STEP, have)))
+        if length > len(self._kept):
+            self._kept = bytearray(length)
+        return self._kept
 
     def _grow(self) -> None:
         buffer = bytearray(self._size)

@@ -26,6 +26,7 @@ from zeo.wire import pickles
 from zeo.wire.framing import HEADER
 from zeo.wire.framing import JOIN_UP_TO
 from zeo.wire.framing import Frame
+from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
 
 #: The key in the answer to ``get_info`` under which a zeo server names what it can do beyond the
@@ -78,9 +79,9 @@ def looks_like_tls(first: bytes) -> bool:
     return len(first) == 2 and first[0] in TLS_BEGINS_WITH and first[1] == 3
 
 
-def answer_to_greeting(greeting: bytes | bytearray) -> bytes | None:
+def answer_to_greeting(greeting: Payload) -> bytes | None:
     """What a client answers to a server's greeting; None if it cannot talk to that server."""
-    encoding, version = greeting[:1], greeting[1:]
+    encoding, version = bytes(greeting[:1]), bytes(greeting[1:])
     if encoding == b'Z' and min(version, b'5') == b'5':
         return GREETING
     return None
@@ -229,12 +230,12 @@ FromClient = tuple[PickledId, bool, str, tuple[Any, ...]]
 FromServer = tuple[int, int, str, Any]
 
 
-def decode_from_client(data: bytes | bytearray) -> FromClient:
+def decode_from_client(data: Payload) -> FromClient:
     """Read a client's message; raises `ProtocolError`."""
     message = _load_of(data) or _commit_of(data) or _store_of(data) or _upload_of(data)
     if message is not None:
         return message
-    any_id, flag, name, args = _four(pickles.load_from_client(data))
+    any_id, flag, name, args = _four(pickles.load_from_client(_whole(data)))
     if type(any_id) is int:
         message_id = _pickled_int(any_id)
     else:
@@ -249,15 +250,19 @@ def decode_from_client(data: bytes | bytearray) -> FromClient:
     return message_id, bool(flag), name, tuple(args)
 
 
-def decode_from_server(data: bytes | bytearray) -> FromServer:
+def decode_from_server(data: Payload) -> FromServer:
     """Read a server's message; raises `ProtocolError`."""
     message = _reply_of(data) or _invalidation_of(data) or _download_of(data)
     if message is not None:
         return message
-    message_id, flag, name, args = _four(pickles.load_from_server(data))
+    message_id, flag, name, args = _four(pickles.load_from_server(_whole(data)))
     if not isinstance(message_id, int) or not isinstance(flag, int):
         raise ProtocolError('a message whose id or flag is not a number')
     return message_id, flag, name, args
+
+
+def _whole(data: Payload) -> bytes | bytearray:
+    return bytes(data) if type(data) is memoryview else data
 
 
 def _four(message: Any) -> tuple[Any, Any, str, Any]:
@@ -304,7 +309,7 @@ def load_request(message_id: int, oid: bytes, tid: bytes) -> Frame:
     return request(message_id, 'loadBefore', (oid, tid))
 
 
-def load_of(data: bytes | bytearray) -> tuple[PickledId, bytes, bytes] | None:
+def load_of(data: Payload) -> tuple[PickledId, bytes, bytes] | None:
     """Id, oid and tid if that is a load: what `decode_from_client` finds, for those who are in a hurry."""
     unpack = _LOADS.get(len(data))
     if unpack is not None:
@@ -317,7 +322,7 @@ def load_of(data: bytes | bytearray) -> tuple[PickledId, bytes, bytes] | None:
     return None
 
 
-def _load_of(data: bytes | bytearray) -> FromClient | None:
+def _load_of(data: Payload) -> FromClient | None:
     load = load_of(data)
     return None if load is None else (load[0], False, 'loadBefore', load[1:])
 
@@ -327,6 +332,11 @@ _REPLY_HEADS = {code: (layout.size, layout.unpack_from) for code, layout in [
 _CURRENT = b'N\x87' + _END
 _FORMER = b'\x87' + _END
 _current_tail = Struct('<2s8s4s').unpack_from
+
+# What nearly all replies are: to a request of zeo's, a current revision of more than 255 bytes.
+_START_NUMBER = _START + b'J'
+_IS_RECORD = _IS_REPLY + b'B'
+_record_head = Struct('<4si14sI').unpack_from
 _former_tail = Struct('<2s8s2s8s3s').unpack_from
 
 
@@ -347,8 +357,19 @@ def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | 
     return reply(message_id, (record, start, end))
 
 
-def _reply_of(data: bytes | bytearray) -> FromServer | None:
+def _reply_of(data: Payload) -> FromServer | None:
     """A reply that is the result of a load, some bytes, None, or an empty list."""
+    if len(data) > 40:
+        start, message_id, is_record, length = _record_head(data)
+        if is_record == _IS_RECORD and start == _START_NUMBER and len(data) == length + 40:
+            code8, tid, rest = _current_tail(data, length + 26)
+            if code8 == _8 and rest == _CURRENT:
+                record = data[26:-14] if type(data) is bytes else bytes(memoryview(data)[26:-14])
+                return message_id, 0, REPLY, (record, tid, None)
+    return _other_reply_of(data)
+
+
+def _other_reply_of(data: Payload) -> FromServer | None:
     if len(data) < 23:  # the longest head and one byte more
         return None
     head = _REPLY_HEADS.get(data[3])
@@ -400,7 +421,7 @@ _COMMITS = {layout.size: (layout.unpack, head, tail, name, more) for name, head,
 assert len(_COMMITS) == 4
 
 
-def _commit_of(data: bytes | bytearray) -> FromClient | None:
+def _commit_of(data: Payload) -> FromClient | None:
     form = _COMMITS.get(len(data))
     if form is not None:
         unpack, head, tail, name, more = form
@@ -429,7 +450,7 @@ def store_notice(oid: bytes, serial: bytes, record: bytes, transaction_id: int) 
         _pickled_int(transaction_id) + _ENDS_STORE)
 
 
-def _store_of(data: bytes | bytearray) -> FromClient | None:
+def _store_of(data: Payload) -> FromClient | None:
     at = _STORE_RECORD
     if len(data) < at + 5:
         return None
@@ -528,8 +549,8 @@ def _long_bytes(head: bytes, whole: int, end: int) -> int | None:
     return size if whole + size == end else None
 
 
-def _download_of(data: bytes | bytearray) -> FromServer | None:
-    """A piece of a blob; it is not copied, but a `memoryview` of the message."""
+def _download_of(data: Payload) -> FromServer | None:
+    """A piece of a blob; it is not copied, but a `memoryview` of the message, and only lent like that."""
     if data[:len(_IS_BLOB_CHUNK)] != _IS_BLOB_CHUNK:
         return None
     at = len(_IS_BLOB_CHUNK) + 18
@@ -565,7 +586,7 @@ def upload_in(beginning: memoryview, length: int) -> tuple[int, int, bytes] | No
     return None if size is None else (len(head), size, _ENDS_UPLOAD)
 
 
-def _upload_of(data: bytes | bytearray) -> FromClient | None:
+def _upload_of(data: Payload) -> FromClient | None:
     """A piece of a blob; it is not copied, but a `memoryview` of the message."""
     if data[:len(_IS_UPLOAD)] != _IS_UPLOAD:
         return None
@@ -573,7 +594,7 @@ def _upload_of(data: bytes | bytearray) -> FromClient | None:
     return None if piece is None else (_NO_ID, True, 'storeBlobChunk', (piece,))
 
 
-def _last_bytes(data: bytes | bytearray, at: int, end: bytes) -> memoryview | None:
+def _last_bytes(data: Payload, at: int, end: bytes) -> memoryview | None:
     """The bytes that are pickled at ``at`` if nothing but ``end`` comes after them."""
     code = data[at:at + 1]
     if code == b'B' and len(data) >= at + 5:
@@ -589,7 +610,7 @@ def _last_bytes(data: bytes | bytearray, at: int, end: bytes) -> memoryview | No
     return memoryview(data)[at:at + length]
 
 
-def _invalidation_of(data: bytes | bytearray) -> FromServer | None:
+def _invalidation_of(data: Payload) -> FromServer | None:
     at = _INVALIDATED
     if data[:at - 8] != _IS_INVALIDATION:
         return None
