@@ -1,0 +1,52 @@
+"""A client of ours and a stock client, on different servers over one PostgreSQL, see each other's work.
+
+What is tested is what tests/system/test_mixed_clients.py has for two clients on one server: nobody is to
+notice the difference.
+"""
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.system import test_mixed_clients as mixed
+from tests.system.clients import open_client
+from tests.system.postgres import Cluster, HostPool
+
+pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')  # stock clients sometimes leave a file open
+
+
+@pytest.fixture(scope='module')
+def pool(cluster: Cluster) -> Iterator[HostPool]:
+    pool = HostPool(cluster, 2, 30)
+    yield pool
+    pool.close()
+    gc.collect()
+
+
+@pytest.fixture(params=[('zeo', 'ZEO'), ('ZEO', 'zeo')], ids=['ours first', 'stock first'])
+def pair(request: pytest.FixtureRequest, pool: HostPool) -> Iterator[tuple[Any, Any]]:
+    """Two clients of different make on different servers."""
+    _, name = pool.take()
+    storages = [open_client(kind, server, name) for kind, server in zip(request.param, pool.servers)]
+    yield storages[0], storages[1]
+    for storage in storages:
+        storage.close()
+
+
+test_each_sees_at_once_what_the_other_commits = mixed.test_each_sees_at_once_what_the_other_commits
+test_each_is_told_of_the_others_commits_once_and_in_order = (
+    mixed.test_each_is_told_of_the_others_commits_once_and_in_order)
+test_who_commits_second_gets_a_conflict_and_then_the_new_state = (
+    mixed.test_who_commits_second_gets_a_conflict_and_then_the_new_state)
+test_conflicts_between_them_are_resolved = mixed.test_conflicts_between_them_are_resolved
+test_a_read_that_a_commit_depended_on_conflicts_with_the_others_write = (
+    mixed.test_a_read_that_a_commit_depended_on_conflicts_with_the_others_write)
+test_each_sees_what_the_other_undoes = mixed.test_each_sees_what_the_other_undoes
+test_what_one_packs_away_is_gone_for_the_other = mixed.test_what_one_packs_away_is_gone_for_the_other
+test_iteration_and_history_tell_both_the_same = mixed.test_iteration_and_history_tell_both_the_same
+test_old_revisions_are_the_same_for_both = mixed.test_old_revisions_are_the_same_for_both
+test_large_records_pass_between_them = mixed.test_large_records_pass_between_them
+test_new_oids_are_never_given_twice = mixed.test_new_oids_are_never_given_twice
+test_objects_of_a_thousand_records_arrive_whole = mixed.test_objects_of_a_thousand_records_arrive_whole
