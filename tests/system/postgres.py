@@ -84,7 +84,7 @@ class Cluster:
         self._settings = {
             'listen_addresses': '', 'unix_socket_directories': self.folder, 'max_connections': 500,
             'shared_buffers': '32MB', 'fsync': durable, 'full_page_writes': durable, 'jit': False,
-            'wal_level': 'minimal', 'max_wal_senders': 0, 'lc_messages': 'C', 'logging_collector': False,
+            'max_wal_senders': 2, 'lc_messages': 'C', 'logging_collector': False,
         } | settings
         self.process: subprocess.Popen[bytes] | None = None
         self._names = map('zeo_{}'.format, itertools.count(1))
@@ -204,6 +204,18 @@ class Cluster:
                 cursor.execute(statement)
                 return cursor.fetchall() if cursor.description else []
 
+    @contextlib.contextmanager
+    def set(self, name: str, value: str) -> Iterator[None]:
+        """A setting is another one as long as this lasts."""
+        self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.execute('SELECT pg_reload_conf()')
+        until(lambda: self.execute(f'SHOW {name}') == [(value,)], f'{name} is {value}')
+        try:
+            yield
+        finally:
+            self.execute(f'ALTER SYSTEM RESET {name}')
+            self.execute('SELECT pg_reload_conf()')
+
     def database(self, like: str | None = None) -> str:
         """A new database, with RelStorage's tables and no object, or just as another one is now.
 
@@ -293,6 +305,8 @@ class HostPool:
         self._options = options
         self.servers: list[Host] = []
         self._names: Iterator[str] = iter(())
+        self.databases: dict[str, str] = {}     # by the names of storages
+        self.taken = ''     # the name that was taken last
 
     def take(self) -> tuple[Host, str]:
         """The first of the running servers, and the name of a storage that nobody has used yet."""
@@ -300,12 +314,14 @@ class HostPool:
         if name is None:
             self.close()
             names = [str(number) for number in range(1, self._size + 1)]
-            storages = {name: relstorage(self._cluster.dsn(self._cluster.database())) for name in names}
+            self.databases = {name: self._cluster.database() for name in names}
+            storages = {name: relstorage(self._cluster.dsn(database)) for name, database in self.databases.items()}
             for _ in range(self._number):
                 self.servers.append(Host('zeo', storages, **self._options))
                 self.servers[-1].start()
             self._names = iter(names)
             name = next(self._names)
+        self.taken = name
         return self.servers[0], name
 
     def close(self) -> None:

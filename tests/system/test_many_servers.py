@@ -8,7 +8,6 @@ import contextlib
 import gc
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,7 +19,6 @@ from BTrees.Length import Length
 from ZODB import DB
 from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import ConflictError, POSKeyError, ReadConflictError
-from ZODB.serialize import referencesf
 from ZODB.tests.MinPO import MinPO
 from ZODB.utils import load_current, p64, z64
 
@@ -315,34 +313,6 @@ def test_errors_carry_oids_and_tids_and_nothing_else(site: Site, kind: str) -> N
         assert caught.value.args == (p64(1 << 40),)
     # The connection is as good as before.
     hears_of(site.client(1), store(storage))
-
-
-def test_a_pack_through_any_server_is_a_pack_for_all(site: Site) -> None:
-    storages = [site.client(number, kind) for number, kind in ((0, 'zeo'), (1, 'ZEO'), (2, 'zeo'))]
-    manager = transaction.TransactionManager()
-    with contextlib.closing(DB(storages[0]).open(manager)) as connection:
-        kept = connection.root()['kept'] = MinPO(0)
-        connection.root()['lost'] = MinPO(0)
-        manager.commit()
-        lost, first = connection.root()['lost']._p_oid, kept._p_serial
-        del connection.root()['lost']
-        kept.value = 1
-        manager.commit()
-        oid, last = kept._p_oid, kept._p_serial
-    for storage in storages:
-        hears_of(storage, last)
-        assert storage.loadSerial(oid, first)
-        assert load_current(storage, lost)
-    storages[1].pack(time.time(), referencesf)
-    for storage in storages:
-        with pytest.raises(POSKeyError):
-            storage.loadSerial(oid, first)
-        with pytest.raises(POSKeyError):
-            storage.getTid(lost)
-        assert load_current(storage, oid)[1] == last
-        assert [each['tid'] for each in storage.history(oid, 20)] == [last]
-    for storage in storages:
-        last = store(storage, oid, last)
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from ZODB import DB
 from ZODB.tests.MinPO import MinPO
 from ZODB.utils import load_current, z64
 
-from tests.system.clients import Task, hears_of, open_client, store, vote
+from tests.system.clients import Task, hears_of, open_client, persistently, store, vote
 from tests.system.postgres import Cluster, Host, hosts, open_directly, relstorage
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import until
@@ -127,6 +126,31 @@ def test_a_server_that_is_only_slow_cannot_finish_what_another_has_said_is_not_c
         assert load_current(direct, oid) == ((b'before', serial) if tid is None else (b'after', tid))
 
 
+def test_a_commit_that_waits_for_a_standby_is_not_denied_by_another_server(
+        cluster: Cluster, two: list[Host]) -> None:
+    """It is decided, and nobody sees it yet."""
+    first, second = two
+    with contextlib.closing(open_client('zeo', second)) as direct, Proxy(first.address) as proxy:
+        oid = direct.new_oid()
+        serial = store(direct, oid, record=b'before')
+        with contextlib.closing(open_client('zeo', [proxy.address, second.address])) as storage:
+            hears_of(storage, serial)
+            with contextlib.ExitStack() as waiting:
+
+                def have_it_wait() -> None:
+                    proxy.target = NOBODY
+                    waiting.enter_context(cluster.set('synchronous_standby_names', 'nobody'))
+
+                task = Task(commit, storage, oid, serial, b'after', have_it_wait)
+                until(lambda: cluster.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"),
+                      'the commit waits for the standby')
+                proxy.half_close()
+                task.join(2)    # it may well want to wait, too
+            tid = task.result()
+        direct.ping()
+        assert load_current(direct, oid) == (b'after', tid)
+
+
 @pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
 def test_what_a_server_was_killed_with_holds_up_nobody(two: list[Host], kind: str) -> None:
     """A vote dies with its server: others store the same object at once."""
@@ -190,17 +214,6 @@ def test_clients_wait_while_postgresql_is_restarted(cluster: Cluster, two: list[
             for each in ours, stock:
                 hears_of(each, tid)
                 assert persistently(lambda: load_current(each, oid)) == (b'%d' % number, tid)
-
-
-def persistently(call: Callable[[], Any]) -> Any:
-    """What an application does: again, if it was told that this may help."""
-    pause = Event()
-    for _ in range(200):
-        try:
-            return call()
-        except TransientError:
-            pause.wait(.05)
-    return call()
 
 
 def test_sessions_ended_by_the_administrator_are_opened_again(

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ZODB.tests.MinPO import MinPO
+from ZODB.tests.StorageTestBase import zodb_pickle
 
 from tests.system import test_mixed_clients as mixed
-from tests.system.clients import open_client
+from tests.system.clients import hears_of, open_client, persistently, store
 from tests.system.postgres import Cluster, HostPool
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')  # stock clients sometimes leave a file open
@@ -50,3 +52,29 @@ test_old_revisions_are_the_same_for_both = mixed.test_old_revisions_are_the_same
 test_large_records_pass_between_them = mixed.test_large_records_pass_between_them
 test_new_oids_are_never_given_twice = mixed.test_new_oids_are_never_given_twice
 test_objects_of_a_thousand_records_arrive_whole = mixed.test_objects_of_a_thousand_records_arrive_whole
+
+
+def test_a_pack_that_forgets_the_last_transaction_leaves_both_servers_at_work(
+        pair: tuple[Any, Any], cluster: Cluster, pool: HostPool) -> None:
+    """RelStorage forgets transactions of which nothing is left, be it the last one, which clients know of."""
+    one, other = mixed.connect(pair)
+    one.root()['x'] = MinPO(0)
+    mixed.commit(one)
+    last = store(pair[0], pair[0].new_oid(), record=zodb_pickle(MinPO('nobody refers to it')))
+    hears_of(pair[1], last)
+    one.db().pack()
+    # All connections are opened again, and the database has nothing of what was announced last.
+    assert cluster.hang_up(pool.databases[pool.taken])
+    for writer, reader in ((one, other), (other, one)):
+        persistently(lambda: add_one(writer))
+        mixed.refresh(reader, writer)
+    assert other.root()['x'].value == one.root()['x'].value == 2
+
+
+def add_one(connection: Any) -> None:
+    try:
+        connection.transaction_manager.begin()
+        connection.root()['x'].value += 1
+        connection.transaction_manager.commit()
+    finally:
+        connection.transaction_manager.abort()
