@@ -555,10 +555,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise OutcomeUnknown(f'this transaction may be committed or not ({error})') from error
         if not committed:
             raise ClientDisconnected(f'this transaction was not committed ({error})') from error
-        assert commit.tid is not None
+        # What the server told at vote is the tid, unless it says now which it is.
+        tid = committed if isinstance(committed, bytes) else commit.tid
+        assert tid is not None
         if callback is not None:
-            callback(commit.tid)
-        return commit.tid
+            callback(tid)
+        return tid
 
     def tpc_abort(self, transaction: Any) -> None:
         commit = self._commit

@@ -221,6 +221,8 @@ class Transaction:
             conflicts = list(self._conflicts.values())
             if not conflicts:
                 self._report(self._served.storage.tpc_vote(self._meta))
+                if self._tell_tid:
+                    tid = self._served.receipt(self._meta, tid)
         except BaseException as failure:  # whatever it is, the lock must not be kept
             error = failure
             self._outcome = f'failed: {type(failure).__name__}'
@@ -275,7 +277,7 @@ class Transaction:
                 raise StorageError(f'the chosen transaction id {tid.hex()} leaves no room for later ones')
             self._served.method('restore')  # storages without it do not take a tid either
         elif self._tell_tid:
-            tid = self._served.choose_tid()
+            tid = self._served.choose_tid(self._meta)
         if tid is not None:
             storage.tpc_begin(self._meta, tid, self._status)
         else:

@@ -38,7 +38,8 @@ from zeo.wire.framing import frame
 #:     revision is another one (joined).
 #: ``settle``
 #:     ``vote(id, True)`` returns ``(usual result, tid)``; ``settle(tid, id)``, asked on a later
-#:     connection, ends that transaction if it is still in doubt and says whether it is committed.
+#:     connection, ends that transaction if it is still in doubt and says whether it is committed.  In place
+#:     of a tid there may be other bytes; then the answer is the tid, or False.
 #: ``figures``
 #:     ``figures()``: what `zeo.server.figures` tells of the server, as plain values; ``stop_pack()``:
 #:     stop the pack in progress, if that is possible: whether it is.

@@ -1,0 +1,192 @@
+"""RelStorage over PostgreSQL, as a gateway asks it.
+
+Most of it is what `zeo.server.backing` says, in one indexed query each, on the connection of the instance
+that is asked; so all of an answer is of one snapshot.  The rest is not in any interface:
+
+- *continuity*: whoever reconnects may find another server behind the name, one that is a standby, lags
+  behind, or has lost the last transactions.  So each new connection is asked for the transaction that was
+  announced last before anything is read;
+- *conflicts*: RelStorage finds them in ``tpc_vote``, with the objects locked, and would then run what a
+  client has sent.  In place of that our own resolver is called, at the same place;
+- *the fate of a transaction*: a token is written into its record, and PostgreSQL knows whether its
+  transaction (by its xid) is still in progress.  An xid alone would not do: after a crash that of a
+  transaction that was never committed may be given to another one.
+
+Names of RelStorage's that begin with an underscore are used here and nowhere else.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from ZODB.utils import p64
+from ZODB.utils import u64
+from ZODB.utils import z64
+
+from zeo.server.backing import Backing
+from zeo.server.backing import Change
+from zeo.server.backing import Resolve
+from zeo.server.backing import Unreachable
+from zeo.server.backing import View
+from zeo.server.backing import older
+
+#: So many transactions are read at a time.
+BATCH = 1000
+
+
+class Relational(Backing):
+    """RelStorage, which preserves history, over PostgreSQL."""
+
+    keeps_receipts = True
+    resolves = True
+    iterates_records = True
+
+    def open_writer(self, resolve: Resolve) -> View:
+        view = self.open()
+        adapter = view.storage._adapter  # the instance's own
+        find = adapter.lock_objects_and_detect_conflicts
+
+        def find_and_resolve(cursor: Any, required: Any) -> Any:
+            left, resolved = [], []
+            state = view.storage._tpc_phase.shared_state
+            for conflict in find(cursor, required):
+                number, committed, saw, record = conflict
+                if saw is None:  # read, not written
+                    left.append(conflict)
+                    continue
+                oid = p64(number)
+                made = resolve(oid, p64(committed), p64(saw), state.temp_storage.read_temp(number), bytes(record or b''))
+                state.temp_storage.store_temp(number, made, committed)
+                resolved.append(number)
+            if resolved:
+                adapter.mover.replace_temps(cursor, state.temp_storage.iter_for_oids(resolved))
+            return left
+
+        adapter.lock_objects_and_detect_conflicts = find_and_resolve
+        return view
+
+    def refresh(self, view: View, announced: bytes) -> None:
+        view.storage.sync()
+        view.storage.poll_invalidations()
+        connection = view.storage._load_connection.connection
+        if connection is not view.connection or connection is None:
+            self._prove(view, announced)
+            view.connection = connection
+
+    def _prove(self, view: View, announced: bytes) -> None:
+        """Raise `Unreachable` unless the connection leads to the database as clients know it."""
+        [(newest, known, standby)] = _rows(
+            view, 'SELECT (SELECT MAX(tid) FROM transaction),'
+            ' EXISTS (SELECT 1 FROM transaction WHERE tid = %s), pg_is_in_recovery()', u64(announced))
+        if p64(newest or 0) < announced:
+            raise older(p64(newest or 0), announced)
+        if not known and announced != z64:
+            raise Discontinued(f'the database does not have transaction {announced.hex()}, which clients were'
+                               ' told of: it was packed away, or lost')
+        if standby and not view.storage.isReadOnly():
+            raise Unreachable('it is a standby, which cannot be written to')
+
+    def newest(self, view: View) -> bytes:
+        [(newest,)] = _rows(view, 'SELECT MAX(tid) FROM transaction')
+        tid: bytes = p64(newest or 0)
+        return tid
+
+    def changes(self, view: View, after: bytes) -> Iterator[Change]:
+        last = u64(after)
+        while True:
+            tids = [tid for tid, in _rows(
+                view, 'SELECT tid FROM transaction WHERE tid > %s ORDER BY tid LIMIT %s', last, BATCH)]
+            if not tids:
+                return
+            oids: dict[int, list[bytes]] = defaultdict(list)
+            for tid, oid in _rows(view, 'SELECT tid, zoid FROM object_state WHERE tid > %s AND tid <= %s',
+                                  last, tids[-1]):
+                oids[tid].append(p64(oid))
+            for tid in tids:
+                yield p64(tid), oids[tid]
+            if len(tids) < BATCH:
+                return
+            last = tids[-1]
+
+    def changed_since(self, view: View, tid: bytes, most: int) -> list[bytes] | None:
+        [(known,)] = _rows(view, 'SELECT EXISTS (SELECT 1 FROM transaction WHERE tid = %s)', u64(tid))
+        if not known and tid != z64:
+            return None
+        found = _rows(view, 'SELECT zoid FROM current_object WHERE tid > %s LIMIT %s', u64(tid), most + 1)
+        return None if len(found) > most else [p64(oid) for oid, in found]
+
+    def record_iternext(self, view: View, next: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
+        found = [p64(oid) for oid, in _rows(
+            view, 'SELECT zoid FROM current_object JOIN object_state USING (zoid, tid)'
+            ' WHERE zoid >= %s AND state IS NOT NULL ORDER BY zoid LIMIT 2', u64(next) if next else 0)]
+        if not found:
+            raise ValueError('there are no more records')
+        record, tid = view.storage.load(found[0])
+        return found[0], tid, record, found[1] if len(found) == 2 else None
+
+    # ---- the fate of a transaction ------------------------------------------------------
+
+    # A receipt is an xid and a tid (8 bytes each), and the token, if there is one.  Then the tid is that of
+    # a transaction before, else its own.
+
+    def receipt(self, writer: View, last: bytes, token: bytes, tid: bytes | None) -> bytes:
+        cursor = writer.storage._tpc_phase.shared_state.store_connection.cursor
+        cursor.execute('SELECT txid_current()')
+        [[xid]] = cursor.fetchall()
+        number: bytes = p64(xid)
+        return number + (last + token if tid is None else tid)
+
+    def in_progress(self, view: View, receipt: bytes) -> bool:
+        # In the future: the server was restarted after a crash, which ended the transaction.
+        [(newest, )] = _rows(view, 'SELECT txid_snapshot_xmax(txid_current_snapshot())')
+        xid = u64(receipt[:8])
+        if xid >= newest:
+            return False
+        [(status,)] = _rows(view, 'SELECT txid_status(%s)', xid)
+        return bool(status == 'in progress')
+
+    def outcome(self, view: View, receipt: bytes) -> bytes | None:
+        tid, token = receipt[8:16], receipt[16:]
+        if token:
+            found = _rows(view, 'SELECT tid FROM transaction WHERE tid > %s'
+                          ' AND position(%s IN extension) > 0 ORDER BY tid', u64(tid), token)
+        else:
+            found = _rows(view, 'SELECT tid FROM transaction WHERE tid = %s', u64(tid))
+        return p64(found[0][0]) if found else None
+
+
+class Discontinued(Unreachable):
+    """The database goes on from a past that is not the one that clients know."""
+
+
+def backing_of(storage: Any) -> Backing | None:
+    """For RelStorage; None for others.  `ValueError`, one line, if it is not set up as it has to be."""
+    inner = storage
+    while not _is_relstorage(inner):
+        if not hasattr(inner, 'base'):
+            return None
+        inner = inner.base
+    if not inner.keep_history:
+        raise ValueError('RelStorage without history cannot be served, since it cannot tell which transactions'
+                         ' there were; set keep-history true (zodbconvert copies a database)')
+    if inner is not storage:
+        raise ValueError(f'{type(storage).__name__} around RelStorage cannot be served; let the clients'
+                         ' compress, or PostgreSQL (it does so by itself)')
+    if type(inner._adapter).__name__ != 'PostgreSQLAdapter':
+        raise ValueError('of the databases below RelStorage only PostgreSQL can be served')
+    if inner._adapter.connmanager.ro_replica_selector is not None:
+        raise ValueError('RelStorage with ro-replica-conf cannot be served: replicas lag behind, so a client'
+                         ' would be shown what has ended; leave it out')
+    return Relational(storage)
+
+
+def _is_relstorage(storage: Any) -> bool:
+    return any(kind.__module__.partition('.')[0] == 'relstorage' and kind.__name__ == 'RelStorage'
+               for kind in type(storage).__mro__)
+
+
+def _rows(view: View, query: str, *values: Any) -> list[Any]:
+    """Of the view's snapshot."""
+    cursor = view.storage._load_connection.cursor
+    cursor.execute(query, values)
+    return list(cursor.fetchall())
