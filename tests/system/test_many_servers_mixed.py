@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')  # stock clie
 
 @pytest.fixture(scope='module')
 def pool(cluster: Cluster) -> Iterator[HostPool]:
-    pool = HostPool(cluster, 2, 30)
+    pool = HostPool(cluster, 2, 6)
     yield pool
     pool.close()
     gc.collect()
