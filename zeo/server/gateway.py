@@ -40,7 +40,6 @@ from it (`zeo.server.relational`).
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -49,46 +48,32 @@ from typing import Any
 
 import zope.interface
 from ZODB import interfaces
-from ZODB.BaseStorage import DataRecord
-from ZODB.BaseStorage import TransactionRecord
-from ZODB.POSException import ConflictError
-from ZODB.POSException import POSKeyError
-from ZODB.POSException import ReadConflictError
+from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import StorageError
-from ZODB.POSException import StorageTransactionError
 from ZODB.utils import z64
 
-from zeo.server import conflicts
 from zeo.server import relational
 from zeo.server.backing import Backing
 from zeo.server.backing import Change
 from zeo.server.backing import Unreachable
 from zeo.server.backing import View
-from zeo.server.backing import older
 from zeo.server.backing import plainly
 from zeo.server.readers import PAUSE
 from zeo.server.readers import Readers
-from zeo.server.readers import load_before
+from zeo.server.reading import PATIENCE
+from zeo.server.reading import Reading
+from zeo.server.writing import Writing
 
 logger = logging.getLogger(__name__)
 
 #: Others' transactions are looked for so often, in seconds, unless somebody asks.
 POLL_INTERVAL = 0.05
 
-#: So many seconds a request waits for the database, and clients are kept without it.
-PATIENCE = 5.0
-
 #: How often, in seconds, the database is asked for its size.
 SIZES = 10.0
 
-#: For a client that comes back, so many changed objects are told; one that missed more verifies its cache.
-MOST_CHANGED = 100_000
-
 #: How long, in seconds, one waits for the end of a transaction whose fate is asked for.
 FATE_PATIENCE = 20.0
-
-#: Under this key of a transaction's extension is the token by which its fate can be told.
-TOKEN = '_zeo'
 
 #: What a gateway provides if the storage behind it does.
 _INTERFACES = (
@@ -97,13 +82,14 @@ _INTERFACES = (
     interfaces.IBlobStorageRestoreable)
 
 
-class Gateway:
+class Gateway(Reading, Writing):
     """A storage in front of one with instances; any thread may call it.
 
     Transactions are one at a time, as under the server's commit lock.
     """
 
     def __init__(self, root: Any, backing: Backing, poll_interval: float = POLL_INTERVAL) -> None:
+        super().__init__()
         self._root = root
         self._backing = backing
         self._interval = poll_interval
@@ -118,12 +104,6 @@ class Gateway:
         # The generation and the last tid announced move together, in the turn; anybody may read them.
         self._known: tuple[int, bytes] = (0, z64)
         self._readers = Readers(backing, lambda: self._known)
-        # The following belong to who has the server's commit lock.
-        self._writer: View | None = None
-        self._transaction: Any = None
-        self._tid: bytes | None = None  # chosen by the client
-        self._token = b''
-        self._resolved: list[bytes] = []
         self._oids = threading.Lock()  # held while the root gives out an oid, which may ask the database
         self._sizes = (0, 0)
         self._sized = -SIZES
@@ -270,202 +250,7 @@ class Gateway:
             self.catch_up()
         return self.announced
 
-    # ---- loading -----------------------------------------------------------------------
-
-    def _read(self, job: Callable[[View], Any], *, anew: bool = False) -> Any:
-        return self._readers.read(job, PATIENCE, anew=anew)
-
-    def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
-        found: tuple[bytes, bytes, bytes | None] | None = self._read(lambda view: load_before(view, oid, tid))
-        if found is not None and found[1] > self.announced:
-            self.catch_up()  # so that it can be answered at once
-        return found
-
-    def load(self, oid: bytes, version: str = '') -> tuple[bytes, bytes]:
-        found: tuple[bytes, bytes] = self._read(lambda view: view.storage.load(oid))
-        return found
-
-    def getTid(self, oid: bytes) -> bytes:
-        return self.load(oid)[1]
-
-    def loadSerial(self, oid: bytes, tid: bytes) -> bytes:
-        record: bytes = self._read(lambda view: view.storage.loadSerial(oid, tid))
-        return record
-
-    def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
-        return _without_tokens(self._read(lambda view: view.storage.history(oid, size=size)))
-
-    def undoLog(self, first: int = 0, last: int = -20, filter: Any = None) -> list[dict[str, Any]]:
-        return _without_tokens(self._read(lambda view: view.storage.undoLog(first, last, filter)))
-
-    def undoInfo(self, first: int = 0, last: int = -20, specification: Any = None) -> list[dict[str, Any]]:
-        return _without_tokens(self._read(lambda view: view.storage.undoInfo(first, last, specification)))
-
-    def _record_iternext(self, next: bytes | None = None) -> tuple[bytes, bytes, bytes, bytes | None]:
-        found: tuple[bytes, bytes, bytes, bytes | None] = self._read(
-            lambda view: self._backing.record_iternext(view, next))
-        return found
-
-    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> 'Transactions':
-        with plainly():
-            return Transactions(self._root.iterator(start, stop))
-
-    def loadBlob(self, oid: bytes, serial: bytes) -> str:
-        path: str = self._read(lambda view: view.storage.loadBlob(oid, serial))
-        return path
-
-    def openCommittedBlobFile(self, oid: bytes, serial: bytes, blob: Any = None) -> Any:
-        return self._read(lambda view: view.storage.openCommittedBlobFile(oid, serial, blob))
-
-    def changed_since(self, tid: bytes) -> list[bytes] | None:
-        """The objects changed after a transaction; None if that one is not known, or they are too many.
-
-        What was announced is in it, and perhaps later ones.
-        """
-        if tid > self.announced:
-            raise older(self.announced, tid)
-        changed: list[bytes] | None = self._read(
-            lambda view: self._backing.changed_since(view, tid, MOST_CHANGED))
-        return changed
-
-    # ---- the one transaction in progress ---------------------------------------------------
-
-    # `zeo.server.conflicts` puts its resolver here.
-    def tryToResolveConflict(self, oid: bytes, committed: bytes, old: bytes, record: bytes,
-                             committed_data: bytes = b'') -> bytes:
-        raise ConflictError(oid=oid, serials=(committed, old))
-
-    def _crs_transform_record_data(self, record: bytes) -> bytes:
-        return record
-
-    _crs_untransform_record_data = _crs_transform_record_data
-
-    def _resolve(self, oid: bytes, committed: bytes, old: bytes, record: bytes,
-                 committed_data: bytes = b'') -> bytes:
-        made = self.tryToResolveConflict(oid, committed, old, record, committed_data)
-        self._resolved.append(oid)
-        return made
-
-    @contextlib.contextmanager
-    def _committing(self, transaction: Any) -> Iterator[Any]:
-        if transaction is not self._transaction or self._writer is None:
-            raise StorageTransactionError('no such transaction is in progress')
-        try:
-            with plainly():
-                yield self._writer.storage
-        except Unreachable:
-            self._drop_writer()
-            raise
-
-    def _drop_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        self._transaction = None
-        if writer is not None:
-            writer.discard()
-
-    def promise(self, transaction: Any) -> None:
-        """Before `tpc_begin`: its fate may be asked for (`receipt`)."""
-        if self._backing.keeps_receipts:
-            self._token = os.urandom(16)
-            transaction.extension[TOKEN] = self._token
-
-    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = ' ') -> None:
-        """Begin one; while the database cannot be reached, wait for it a while."""
-        if self._transaction is not None:
-            raise StorageTransactionError('another transaction is in progress')
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self._begin(transaction, tid, status)
-                return
-            except Unreachable:
-                if time.monotonic() >= until or self._closed.wait(PAUSE):
-                    raise
-
-    def _begin(self, transaction: Any, tid: bytes | None, status: str) -> None:
-        with plainly():
-            if self._writer is None:
-                self._writer = self._backing.open_writer(self._resolve)
-            writer = self._writer
-            self._resolved = []
-            self._tid = tid
-            try:
-                # What is compared and resolved here is as new as it can be.
-                self._backing.refresh(writer, self.announced)
-                if tid is None:
-                    writer.storage.tpc_begin(transaction)
-                else:
-                    writer.storage.tpc_begin(transaction, tid, status)
-                    # From here on nobody commits; so what is not there now does not come before it.
-                    self._backing.refresh(writer, self.announced)
-                    if (newest := self._backing.newest(writer)) >= tid:
-                        raise StorageError(f'the chosen transaction id {tid.hex()} is not later than the last'
-                                           f' one, {newest.hex()}')
-            except BaseException:
-                self._drop_writer()
-                raise
-            self._transaction = transaction
-
-    def _compare(self, storage: Any, oid: bytes, serial: bytes, record: bytes) -> tuple[bytes, bytes]:
-        """The revision that is replaced, and the record to be stored; a conflict is resolved or raised."""
-        if self._backing.resolves and isinstance(self.tryToResolveConflict, conflicts.Resolver):
-            return serial, record  # that is done when it votes
-        try:
-            current: bytes = storage.load(oid)[1]
-        except POSKeyError:  # a new one
-            return serial, record
-        if current == serial:
-            return serial, record
-        return current, self._resolve(oid, current, serial, record)
-
-    def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
-        with self._committing(transaction) as storage:
-            serial, data = self._compare(storage, oid, serial, data)
-            storage.store(oid, serial, data, '', transaction)
-
-    def storeBlob(self, oid: bytes, serial: bytes, data: bytes, path: str, version: str,
-                  transaction: Any) -> None:
-        with self._committing(transaction) as storage:
-            serial, data = self._compare(storage, oid, serial, data)
-            storage.storeBlob(oid, serial, data, path, '', transaction)
-
-    def restore(self, oid: bytes, tid: bytes, data: bytes | None, version: str, previous: bytes | None,
-                transaction: Any) -> None:
-        with self._committing(transaction) as storage:
-            storage.restore(oid, tid, data, '', previous, transaction)
-
-    def restoreBlob(self, oid: bytes, tid: bytes, data: bytes, path: str, previous: bytes | None,
-                    transaction: Any) -> None:
-        with self._committing(transaction) as storage:
-            storage.restoreBlob(oid, tid, data, path, previous, transaction)
-
-    def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, transaction: Any) -> None:
-        with self._committing(transaction) as storage:
-            if not self._backing.resolves and (current := storage.load(oid)[1]) != serial:
-                raise ReadConflictError(oid=oid, serials=(current, serial))
-            storage.checkCurrentSerialInTransaction(oid, serial, transaction)
-
-    def deleteObject(self, oid: bytes, serial: bytes, transaction: Any) -> None:
-        with self._committing(transaction) as storage:
-            storage.deleteObject(oid, serial, transaction)
-
-    def undo(self, transaction_id: bytes, transaction: Any) -> Any:
-        with self._committing(transaction) as storage:
-            return storage.undo(transaction_id, transaction)
-
-    def tpc_vote(self, transaction: Any) -> list[bytes]:
-        """Returns the objects that are not stored as they were sent."""
-        with self._committing(transaction) as storage:
-            reported = storage.tpc_vote(transaction) or ()
-        return list(dict.fromkeys([*self._resolved, *reported]))
-
-    def receipt(self, transaction: Any) -> bytes | None:
-        """What `outcome` of any server has to be given; it is voted.  None: that is not known here."""
-        if not self._backing.keeps_receipts:
-            return None
-        with self._committing(transaction):
-            assert self._writer is not None
-            return self._backing.receipt(self._writer, self.announced, self._token, self._tid)
+    # ---- commits ------------------------------------------------------------------------
 
     def tpc_finish(self, transaction: Any, callback: Callable[[bytes], Any] = lambda tid: None) -> bytes:
         """Commit it, announce what came before, and call back in its place."""
@@ -479,15 +264,6 @@ class Gateway:
             self._transaction = None
             self._poll(tid, callback)
         return tid
-
-    def tpc_abort(self, transaction: Any) -> None:
-        if transaction is not self._transaction or self._writer is None:
-            return
-        try:
-            self._writer.storage.tpc_abort(transaction)
-        except Exception:
-            self._drop_writer()  # with its connection, whatever it did ends
-        self._transaction = None
 
     # ---- the fate of a transaction ---------------------------------------------------------
 
@@ -521,7 +297,21 @@ class Gateway:
     def pack(self, pack_time: float, references: Any) -> None:
         with plainly():
             self._root.pack(pack_time, references)
-        self._sized = -SIZES
+            self._sized = -SIZES
+            view = self._backing.open()
+            try:
+                view.storage.poll_invalidations()
+                if self._backing.newest(view) < self.announced:
+                    # The last transaction had no objects (any more) and was packed away.  It must not seem
+                    # to others as if the database were older than what clients know: one without objects
+                    # takes its place.
+                    mark = TransactionMetaData('', 'packed')
+                    view.storage.tpc_begin(mark)
+                    view.storage.tpc_vote(mark)
+                    view.storage.tpc_finish(mark)
+            finally:
+                view.discard()
+        self.catch_up()
 
     def _look_at_sizes(self) -> None:
         if time.monotonic() - self._sized >= SIZES:
@@ -537,7 +327,9 @@ class Gateway:
 
     def getName(self) -> str:
         name: str = self._root.getName()
-        return name
+        # RelStorage's own name for itself tells how PostgreSQL is reached, which is no client's business.
+        kind = type(self._root).__name__
+        return kind if name.startswith(f'{kind}: <') else name
 
     def sortKey(self) -> str:
         key: str = self._root.sortKey()
@@ -565,43 +357,6 @@ class Gateway:
                 poller.discard()
         self._drop_writer()
         self._root.close()
-
-
-class Transactions:
-    """What `Gateway.iterator` returns: its errors are plain, and it does not show tokens."""
-
-    def __init__(self, transactions: Any) -> None:
-        self._all = transactions
-        self._next = iter(transactions)
-
-    def __iter__(self) -> 'Transactions':
-        return self
-
-    def __next__(self) -> 'Transaction':
-        with plainly():
-            return Transaction(next(self._next))
-
-    def close(self) -> None:
-        close = getattr(self._all, 'close', None)
-        if close is not None:
-            close()
-
-
-class Transaction(TransactionRecord):  # type: ignore[misc]
-    def __init__(self, found: Any) -> None:
-        extension = {key: value for key, value in found.extension.items() if key != TOKEN}
-        super().__init__(found.tid, found.status, found.user, found.description, extension)
-        self._found = found
-
-    def __iter__(self) -> Iterator[DataRecord]:
-        with plainly():
-            yield from self._found
-
-
-def _without_tokens(entries: Any) -> list[dict[str, Any]]:
-    """Of a history or an undo log."""
-    return [{key: value for key, value in entry.items() if key not in (TOKEN, 'rs_tid_int', 'rs_oid_int')}
-            for entry in entries]
 
 
 def fronted(storage: Any, poll_interval: float = POLL_INTERVAL) -> Any:

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from ZODB.utils import maxtid
 from ZODB.utils import p64
 from ZODB.utils import u64
 from ZODB.utils import z64
@@ -30,6 +31,10 @@ from zeo.server.backing import Unreachable
 from zeo.server.backing import View
 from zeo.server.backing import older
 
+#: What is said about the other kind.
+NEEDS_HISTORY = ('RelStorage without history cannot be served, since it cannot tell which transactions there were;'
+                 ' set keep-history true (zodbconvert copies a database)')
+
 #: So many transactions are read at a time.
 BATCH = 1000
 
@@ -40,6 +45,13 @@ class Relational(Backing):
     keeps_receipts = True
     resolves = True
     iterates_records = True
+
+    def __init__(self, root: Any) -> None:
+        super().__init__(root)
+        # The last transaction that was in the database when the poller looked.  It need not be the one that was
+        # announced last: a pack removes transactions without objects, also the last one.  In the turn.
+        self._last = maxtid
+        _notice_silence(root._adapter.connmanager)
 
     def open_writer(self, resolve: Resolve) -> View:
         view = self.open()
@@ -75,12 +87,13 @@ class Relational(Backing):
 
     def _prove(self, view: View, announced: bytes) -> None:
         """Raise `Unreachable` unless the connection leads to the database as clients know it."""
+        last = min(announced, self._last)
         [(newest, known, standby)] = _rows(
             view, 'SELECT (SELECT MAX(tid) FROM transaction),'
-            ' EXISTS (SELECT 1 FROM transaction WHERE tid = %s), pg_is_in_recovery()', u64(announced))
-        if p64(newest or 0) < announced:
-            raise older(p64(newest or 0), announced)
-        if not known and announced != z64:
+            ' EXISTS (SELECT 1 FROM transaction WHERE tid = %s), pg_is_in_recovery()', u64(last))
+        if p64(newest or 0) < last:
+            raise older(p64(newest or 0), last)
+        if not known and last != z64:
             raise Discontinued(f'the database does not have transaction {announced.hex()}, which clients were'
                                ' told of: it was packed away, or lost')
         if standby and not view.storage.isReadOnly():
@@ -92,21 +105,26 @@ class Relational(Backing):
         return tid
 
     def changes(self, view: View, after: bytes) -> Iterator[Change]:
+        # Together with the last one that was there, to see whether it still is.
+        before = min(u64(after), u64(self._last))
+        tids = [tid for tid, in _rows(
+            view, 'SELECT tid FROM transaction WHERE tid >= %s ORDER BY tid LIMIT %s', before, BATCH)]
+        if before not in tids[:1]:  # a pack has removed it
+            self._last = self.newest(view)
+        elif tids:
+            self._last = p64(tids[-1])
         last = u64(after)
-        while True:
-            tids = [tid for tid, in _rows(
-                view, 'SELECT tid FROM transaction WHERE tid > %s ORDER BY tid LIMIT %s', last, BATCH)]
-            if not tids:
-                return
+        tids = [tid for tid in tids if tid > last]
+        while tids:
             oids: dict[int, list[bytes]] = defaultdict(list)
             for tid, oid in _rows(view, 'SELECT tid, zoid FROM object_state WHERE tid > %s AND tid <= %s',
                                   last, tids[-1]):
                 oids[tid].append(p64(oid))
             for tid in tids:
                 yield p64(tid), oids[tid]
-            if len(tids) < BATCH:
-                return
             last = tids[-1]
+            tids = [tid for tid, in _rows(
+                view, 'SELECT tid FROM transaction WHERE tid > %s ORDER BY tid LIMIT %s', last, BATCH)]
 
     def changed_since(self, view: View, tid: bytes, most: int) -> list[bytes] | None:
         [(known,)] = _rows(view, 'SELECT EXISTS (SELECT 1 FROM transaction WHERE tid = %s)', u64(tid))
@@ -137,13 +155,12 @@ class Relational(Backing):
         return number + (last + token if tid is None else tid)
 
     def in_progress(self, view: View, receipt: bytes) -> bool:
-        # In the future: the server was restarted after a crash, which ended the transaction.
-        [(newest, )] = _rows(view, 'SELECT txid_snapshot_xmax(txid_current_snapshot())')
-        xid = u64(receipt[:8])
-        if xid >= newest:
-            return False
-        [(status,)] = _rows(view, 'SELECT txid_status(%s)', xid)
-        return bool(status == 'in progress')
+        # The lock that every transaction has on its own number, until what it did can be seen.  It is looked
+        # at as it is now, whatever the snapshot; ``txid_status`` would say too early that it is committed.
+        [(found,)] = _rows(
+            view, "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'transactionid' AND granted"
+            " AND mode = 'ExclusiveLock' AND transactionid::text::bigint = %s)", u64(receipt[:8]) & 0xFFFFFFFF)
+        return bool(found)
 
     def outcome(self, view: View, receipt: bytes) -> bytes | None:
         tid, token = receipt[8:16], receipt[16:]
@@ -167,8 +184,7 @@ def backing_of(storage: Any) -> Backing | None:
             return None
         inner = inner.base
     if not inner.keep_history:
-        raise ValueError('RelStorage without history cannot be served, since it cannot tell which transactions'
-                         ' there were; set keep-history true (zodbconvert copies a database)')
+        raise ValueError(NEEDS_HISTORY)
     if inner is not storage:
         raise ValueError(f'{type(storage).__name__} around RelStorage cannot be served; let the clients'
                          ' compress, or PostgreSQL (it does so by itself)')
@@ -190,3 +206,19 @@ def _rows(view: View, query: str, *values: Any) -> list[Any]:
     cursor = view.storage._load_connection.cursor
     cursor.execute(query, values)
     return list(cursor.fetchall())
+
+
+#: Without these a server behind which PostgreSQL's machine has vanished would wait for hours.
+_TIMES = {'connect_timeout': 5, 'keepalives_idle': 5, 'keepalives_interval': 2, 'keepalives_count': 3,
+          'tcp_user_timeout': 10_000}
+
+
+def _notice_silence(manager: Any) -> None:
+    """Have connections end by themselves that lead nowhere, where the dsn does not say when."""
+    if manager.driver.driver_module.__name__ != 'psycopg2':
+        return
+    from psycopg2 import extensions
+
+    given = extensions.parse_dsn(manager._dsn)
+    manager._dsn = extensions.make_dsn(manager._dsn, **{
+        name: value for name, value in _TIMES.items() if name not in given})
