@@ -11,7 +11,7 @@ from tests.system.postgres import Cluster, HostPool
 
 @pytest.fixture(scope='class')
 def pool(cluster: Cluster) -> Iterator[HostPool]:
-    pool = HostPool(cluster, size=40)
+    pool = HostPool(cluster, size=30, poll_interval=1)
     yield pool
     pool.close()
     gc.collect()    # what the class forgot to close is found here, not in the next one
