@@ -85,6 +85,11 @@ class Backing:
         if newest < announced:
             raise older(newest, announced)
 
+    def begin(self, view: View, announced: bytes, transaction: Any) -> None:
+        """Begin a transaction, in which is seen what is current now."""
+        self.refresh(view, announced)
+        view.storage.tpc_begin(transaction)
+
     def newest(self, view: View) -> bytes:
         """The last transaction in the snapshot."""
         tid: bytes = view.storage.lastTransaction() or z64
@@ -164,7 +169,7 @@ def _plain(error: Exception) -> Any:
         case POSException.ReadOnlyError():
             return POSException.ReadOnlyError()
         case POSException.UndoError():
-            return POSException.UndoError(_words(getattr(error, '_reason', error)),
+            return POSException.UndoError(_words(getattr(error, '_reason', '')),
                                           *_ids([getattr(error, '_oid', None)]))
         case POSException.StorageTransactionError() if is_transient(error):
             return Unreachable('the connection to the database was lost')
@@ -202,12 +207,13 @@ def _refusal(error: Exception) -> Any:
 
 
 def _named(error: Exception) -> Any:
-    return StorageError(f'{type(error).__name__}: {_words(error)}')
+    said = next((each for each in error.args if isinstance(each, str)), '')
+    return StorageError(f'{type(error).__name__}: {_words(said)}' if said else type(error).__name__)
 
 
-def _words(error: object) -> str:
+def _words(said: object) -> str:
     """The first line: what comes below it is for those who look for faults in the database."""
-    return (str(error).splitlines() or [''])[0][:200]
+    return (said.splitlines() or [''])[0][:200] if isinstance(said, str) else ''
 
 
 def _ids(values: Any) -> list[Any]:

@@ -60,7 +60,6 @@ from zeo.server.backing import View
 from zeo.server.backing import plainly
 from zeo.server.readers import PAUSE
 from zeo.server.readers import Readers
-from zeo.server.reading import PATIENCE
 from zeo.server.reading import Reading
 from zeo.server.writing import Writing
 
@@ -136,12 +135,12 @@ class Gateway(Reading, Writing):
         """The tid announced last."""
         return self._known[1]
 
-    def catch_up(self, patience: float = PATIENCE) -> None:
+    def catch_up(self, patience: float | None = None) -> None:
         """Announce all that was committed before the call.
 
-        `Unreachable` if the database cannot be reached for ``patience`` seconds.
+        `Unreachable` if the database cannot be reached for so many seconds.
         """
-        until = time.monotonic() + patience
+        until = time.monotonic() + (self.patience if patience is None else patience)
         asked = self._begun
         while True:
             try:
@@ -181,7 +180,8 @@ class Gateway(Reading, Writing):
         if poller is not None:
             with contextlib.suppress(Unreachable):
                 return self._refreshed(poller)
-        self._poller = poller = self._backing.open()
+        with plainly():
+            self._poller = poller = self._backing.open()
         return self._refreshed(poller)
 
     def _refreshed(self, poller: View) -> View:
@@ -226,7 +226,7 @@ class Gateway(Reading, Writing):
                 if since is None:
                     since = now
                     logger.warning('storage %s: %s', self.getName(), error)
-                elif waiting and now - since > PATIENCE:
+                elif waiting and now - since > self.patience:
                     waiting = False
                     logger.error('storage %s: %s for %.0f s; everybody is disconnected', self.getName(), error,
                                  now - since)

@@ -18,9 +18,6 @@ from zeo.server.backing import plainly
 from zeo.server.readers import Readers
 from zeo.server.readers import load_before
 
-#: So many seconds a request waits for the database, and clients are kept without it.
-PATIENCE = 5.0
-
 #: For a client that comes back, so many changed objects are told; one that missed more verifies its cache.
 MOST_CHANGED = 100_000
 
@@ -31,6 +28,9 @@ TOKEN = '_zeo'
 class Reading:
     """The part of a gateway that reads; any thread."""
 
+    #: So many seconds a request waits for the database, and clients are kept without it.
+    patience = 5.0
+
     _root: Any
     _backing: Backing
     _readers: Readers
@@ -40,11 +40,11 @@ class Reading:
         """The tid announced last."""
         raise NotImplementedError
 
-    def catch_up(self, patience: float = PATIENCE) -> None:
+    def catch_up(self, patience: float | None = None) -> None:
         raise NotImplementedError
 
     def _read(self, job: Callable[[View], Any], *, anew: bool = False) -> Any:
-        return self._readers.read(job, PATIENCE, anew=anew)
+        return self._readers.read(job, self.patience, anew=anew)
 
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         found: tuple[bytes, bytes, bytes | None] | None = self._read(lambda view: load_before(view, oid, tid))

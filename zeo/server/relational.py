@@ -15,7 +15,6 @@ that is asked; so all of an answer is of one snapshot.  The rest is not in any i
 Names of RelStorage's that begin with an underscore are used here and nowhere else.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,12 +77,15 @@ class Relational(Backing):
         return view
 
     def refresh(self, view: View, announced: bytes) -> None:
-        view.storage.sync()
-        view.storage.poll_invalidations()
+        view.storage.poll_invalidations()  # with a new snapshot, always
         connection = view.storage._load_connection.connection
         if connection is not view.connection or connection is None:
             self._prove(view, announced)
             view.connection = connection
+
+    def begin(self, view: View, announced: bytes, transaction: Any) -> None:
+        view.storage.tpc_begin(transaction)
+        view.storage._tpc_phase.shared_state.store_connection  # is opened, so that it can be waited for
 
     def _prove(self, view: View, announced: bytes) -> None:
         """Raise `Unreachable` unless the connection leads to the database as clients know it."""
@@ -106,25 +108,28 @@ class Relational(Backing):
 
     def changes(self, view: View, after: bytes) -> Iterator[Change]:
         # Together with the last one that was there, to see whether it still is.
-        before = min(u64(after), u64(self._last))
-        tids = [tid for tid, in _rows(
-            view, 'SELECT tid FROM transaction WHERE tid >= %s ORDER BY tid LIMIT %s', before, BATCH)]
-        if before not in tids[:1]:  # a pack has removed it
-            self._last = self.newest(view)
-        elif tids:
-            self._last = p64(tids[-1])
-        last = u64(after)
-        tids = [tid for tid in tids if tid > last]
-        while tids:
-            oids: dict[int, list[bytes]] = defaultdict(list)
-            for tid, oid in _rows(view, 'SELECT tid, zoid FROM object_state WHERE tid > %s AND tid <= %s',
-                                  last, tids[-1]):
-                oids[tid].append(p64(oid))
-            for tid in tids:
-                yield p64(tid), oids[tid]
-            last = tids[-1]
-            tids = [tid for tid, in _rows(
-                view, 'SELECT tid FROM transaction WHERE tid > %s ORDER BY tid LIMIT %s', last, BATCH)]
+        known = min(u64(after), u64(self._last))
+        seen = u64(after)
+        while True:
+            changes: dict[int, list[bytes]] = {}
+            for tid, oid in _rows(
+                    view, 'SELECT found.tid, zoid FROM'
+                    ' (SELECT tid FROM transaction WHERE tid >= %s ORDER BY tid LIMIT %s) AS found'
+                    ' LEFT JOIN object_state ON object_state.tid = found.tid AND found.tid > %s'
+                    ' ORDER BY found.tid', known, BATCH, seen):
+                oids = changes.setdefault(tid, [])
+                if oid is not None:
+                    oids.append(p64(oid))
+            if known not in changes:  # a pack has removed it
+                self._last = self.newest(view)
+            elif changes:
+                self._last = p64(max(changes))
+            for tid, oids in changes.items():
+                if tid > seen:
+                    yield p64(tid), oids
+            if len(changes) < BATCH:
+                return
+            known = seen = max(changes)
 
     def changed_since(self, view: View, tid: bytes, most: int) -> list[bytes] | None:
         [(known,)] = _rows(view, 'SELECT EXISTS (SELECT 1 FROM transaction WHERE tid = %s)', u64(tid))

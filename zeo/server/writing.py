@@ -24,7 +24,6 @@ from zeo.server.backing import Unreachable
 from zeo.server.backing import View
 from zeo.server.backing import plainly
 from zeo.server.readers import PAUSE
-from zeo.server.reading import PATIENCE
 from zeo.server.reading import TOKEN
 
 
@@ -36,6 +35,7 @@ class Writing:
 
     _backing: Backing
     _closed: threading.Event
+    patience: float
 
     def __init__(self) -> None:
         self._writer: View | None = None
@@ -92,7 +92,7 @@ class Writing:
         """Begin one; while the database cannot be reached, wait for it a while."""
         if self._transaction is not None:
             raise StorageTransactionError('another transaction is in progress')
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.patience
         while True:
             try:
                 self._begin(transaction, tid, status)
@@ -109,10 +109,8 @@ class Writing:
             self._resolved = []
             self._tid = tid
             try:
-                # What is compared and resolved here is as new as it can be.
-                self._backing.refresh(writer, self.announced)
                 if tid is None:
-                    writer.storage.tpc_begin(transaction)
+                    self._backing.begin(writer, self.announced, transaction)
                 else:
                     writer.storage.tpc_begin(transaction, tid, status)
                     # From here on nobody commits; so what is not there now does not come before it.
