@@ -281,7 +281,17 @@ class Host(Server):
             lines.append(storage.section.replace('NAME', name))
         configuration = Path(self.folder, f'zeo{self._runs}.conf')
         configuration.write_text('\n'.join(lines) + '\n')
-        return ['-W', 'error::ResourceWarning', '-m', 'zeo.start', '-C', str(configuration)]
+        return ['-W', 'error::ResourceWarning', '-X', 'faulthandler', '-m', 'zeo.start', '-C', str(configuration)]
+
+    def judge(self) -> None:
+        """Assert that the log shows no traceback but RelStorage's, which shows each connection that it has lost."""
+        logger = ''
+        for number, line in enumerate(self.log.lines):
+            if record := re.match(r'\d{4}-\d\d-\d\d \S+ [A-Z]+ ([\w.]+): ', line):
+                logger = record[1]
+            if ('Traceback' in line and not logger.startswith('relstorage.') or 'Exception ignored' in line
+                    or line.startswith('Fatal Python error')):
+                raise AssertionError('\n'.join(self.log.lines[max(number - 5, 0):number + 60]))
 
 
 @contextlib.contextmanager
