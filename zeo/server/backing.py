@@ -114,6 +114,14 @@ class Backing:
                 return None
         return list(changed)
 
+    def current(self, view: View, oids: list[bytes]) -> dict[bytes, bytes]:
+        """The current revisions of those objects that there are."""
+        found = {}
+        for oid in oids:
+            with contextlib.suppress(POSKeyError):
+                found[oid] = view.storage.load(oid)[1]
+        return found
+
     def record_iternext(self, view: View, next: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
         raise NotImplementedError
 

@@ -258,9 +258,13 @@ class Gateway(Reading, Writing):
             try:
                 with self._committing(transaction) as storage:
                     tid: bytes = storage.tpc_finish(transaction)
-            except BaseException:
-                self._drop_writer()  # whatever became of it, it is not in progress any more
-                raise
+            except Exception as error:
+                # Whatever became of it, it is not in progress any more.  If it is committed, it will be found
+                # like those of others, and announced to everybody; its own client has to ask.
+                self._drop_writer()
+                logger.error('storage %s: a transaction failed while it was being finished: %s', self.getName(),
+                             error)
+                raise Unreachable('a transaction failed while it was being finished') from error
             self._transaction = None
             self._poll(tid, callback)
         return tid
