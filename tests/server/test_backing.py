@@ -91,6 +91,14 @@ class OperationalError(Exception):
     pgcode: str | None = None
 
 
+class DatabaseError(Exception):
+    pgcode: str | None = None
+
+
+class DataError(DatabaseError):
+    pass
+
+
 class Coded(Exception):
     def __init__(self, pgcode: str) -> None:
         super().__init__('password=secret host=db.example')
@@ -150,7 +158,7 @@ def test_errors_are_made_plain(error: Exception, expected: Exception) -> None:
 
 @pytest.mark.parametrize(('error', 'expected'), [
     (ConnectionError(), True), (Coded('08006'), True), (Coded('57P03'), True), (Coded('25006'), True),
-    (OperationalError(), True), (Coded('23505'), False), (ValueError(), False)])
+    (OperationalError(), True), (DatabaseError(), True), (DataError(), False), (Coded('23505'), False), (ValueError(), False)])
 def test_what_means_that_there_is_no_connection(error: Exception, expected: bool) -> None:
     assert lost(error) is expected
 

@@ -203,8 +203,10 @@ def lost(error: Exception) -> bool:
     if code is not None:
         # Classes 08 and 57P: of connections, and the server is stopped; 25006: it is a standby.
         return str(code).startswith(('08', '57P')) or code == '25006'
-    # The names are those of Python's DB-API (PEP 249).
-    return bool({'OperationalError', 'InterfaceError'} & {kind.__name__ for kind in type(error).__mro__})
+    # The names are those of Python's DB-API (PEP 249).  A DatabaseError that is nothing more special is what
+    # psycopg2 raises if the connection ends in the middle of a COPY.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({'OperationalError', 'InterfaceError'} & names) or type(error).__name__ == 'DatabaseError'
 
 
 def _refusal(error: Exception) -> Any:
