@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from transaction.interfaces import TransientError
 from ZODB import POSException
-from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import ReadConflictError
@@ -66,14 +65,6 @@ def test_a_snapshot_older_than_what_was_announced_is_refused(database: Database,
     database.transactions = []
     with pytest.raises(Unreachable, match='restored from a backup'):
         backing.refresh(view, committed)
-
-
-def test_a_transaction_sees_what_is_current_when_it_begins(database: Database, backing: Backing) -> None:
-    view = backing.open()
-    committed = database.somebody_commits(oid(1))
-    meta = TransactionMetaData()
-    backing.begin(view, z64, meta)
-    assert view.storage.transaction is meta and view.storage.load(oid(1))[1] == committed
 
 
 def test_letting_go_never_fails(backing: Backing) -> None:

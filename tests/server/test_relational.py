@@ -164,6 +164,14 @@ def test_a_transaction_that_was_packed_away_is_not_missed() -> None:
     backing.refresh(view, p64(5))
 
 
+def test_what_is_cached_of_another_past_can_be_forgotten() -> None:
+    backing, view, _ = opened()
+    cleared: list[Any] = []
+    view.storage._cache = types.SimpleNamespace(clear=lambda **options: cleared.append(options))
+    backing.forget()
+    assert cleared == [{'load_persistent': False}]    # what is kept in a file is of that past, too
+
+
 # ---- changes
 
 

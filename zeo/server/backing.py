@@ -85,10 +85,12 @@ class Backing:
         if newest < announced:
             raise older(newest, announced)
 
-    def begin(self, view: View, announced: bytes, transaction: Any) -> None:
-        """Begin a transaction, in which is seen what is current now."""
-        self.refresh(view, announced)
+    def begin(self, view: View, transaction: Any) -> None:
+        """Begin a transaction; the database has answered then."""
         view.storage.tpc_begin(transaction)
+
+    def forget(self) -> None:
+        """Drop what is cached: the database is not the one that it is from."""
 
     def newest(self, view: View) -> bytes:
         """The last transaction in the snapshot."""

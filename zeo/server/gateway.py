@@ -191,6 +191,8 @@ class Gateway(Reading, Writing):
                     self._backing.refresh(poller, self.announced)
                 except relational.Discontinued as error:
                     logger.error('storage %s: %s; everybody is disconnected', self.getName(), error)
+                    self._backing.forget()
+                    self._readers.discard()
                     self._backing.refresh(poller, z64)
                     self._known = self._known[0] + 1, self._backing.newest(poller)
                     self._wrapper.invalidateCache()

@@ -89,7 +89,10 @@ class Relational(Backing):
             self._prove(view, announced)
             view.connection = connection
 
-    def begin(self, view: View, announced: bytes, transaction: Any) -> None:
+    def forget(self) -> None:
+        self.root._cache.clear(load_persistent=False)  # all instances share what is in it
+
+    def begin(self, view: View, transaction: Any) -> None:
         view.storage.tpc_begin(transaction)
         view.storage._tpc_phase.shared_state.store_connection  # is opened, so that it can be waited for
 
