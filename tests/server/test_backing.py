@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from transaction.interfaces import TransientError
 from ZODB import POSException
-from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import ReadConflictError
@@ -68,14 +67,6 @@ def test_a_snapshot_older_than_what_was_announced_is_refused(database: Database,
         backing.refresh(view, committed)
 
 
-def test_a_transaction_sees_what_is_current_when_it_begins(database: Database, backing: Backing) -> None:
-    view = backing.open()
-    committed = database.somebody_commits(oid(1))
-    meta = TransactionMetaData()
-    backing.begin(view, z64, meta)
-    assert view.storage.transaction is meta and view.storage.load(oid(1))[1] == committed
-
-
 def test_letting_go_never_fails(backing: Backing) -> None:
     view = backing.open()
     view.storage.release = None
@@ -89,6 +80,14 @@ class OperationalError(Exception):
     """Python's DB-API calls it so."""
 
     pgcode: str | None = None
+
+
+class DatabaseError(Exception):
+    pgcode: str | None = None
+
+
+class DataError(DatabaseError):
+    pass
 
 
 class Coded(Exception):
@@ -150,7 +149,7 @@ def test_errors_are_made_plain(error: Exception, expected: Exception) -> None:
 
 @pytest.mark.parametrize(('error', 'expected'), [
     (ConnectionError(), True), (Coded('08006'), True), (Coded('57P03'), True), (Coded('25006'), True),
-    (OperationalError(), True), (Coded('23505'), False), (ValueError(), False)])
+    (OperationalError(), True), (DatabaseError(), True), (DataError(), False), (Coded('23505'), False), (ValueError(), False)])
 def test_what_means_that_there_is_no_connection(error: Exception, expected: bool) -> None:
     assert lost(error) is expected
 

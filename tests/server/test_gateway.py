@@ -27,6 +27,7 @@ from zeo.server.gateway import Gateway
 from zeo.server.gateway import backing_of
 from zeo.server.gateway import fronted
 from zeo.server.reading import TOKEN
+from zeo.server.relational import Discontinued
 from zeo.server.served import Served
 
 Serve = Callable[..., Served]
@@ -351,7 +352,7 @@ def test_who_has_no_database_for_long_hangs_up_on_everybody(
     assert 'db.example' not in caplog.text and 'everybody is disconnected' in caplog.text
 
 
-def test_a_commit_that_fails_hangs_up_on_everybody_and_may_still_be_there(
+def test_a_commit_that_fails_ends_its_connection_and_may_still_be_there(
         served: Served, connect: Connect, database: Database, no_patience: None) -> None:
     peer, other = connect(served), connect(served)
     peer.begin(1, (oid(1), z64, b'record'))
@@ -364,12 +365,12 @@ def test_a_commit_that_fails_hangs_up_on_everybody_and_may_still_be_there(
 
     database.commit = commit_and_break  # type: ignore[method-assign]
     peer.ask('tpc_finish', 1)
-    other.wait_for_end()
     peer.wait_for_end()
     database.commit = commit  # type: ignore[method-assign]
-    again = connect(served)
-    assert again.load(oid(1))[0] == b'record'
-    again.commit(oid(1), b'next')
+    other.call('ping')
+    [(committed, oids)] = other.invalidations()
+    assert oids == [oid(1)] and other.load(oid(1)) == (b'record', committed, None)
+    other.commit(oid(1), b'next')    # the commit lock is free
 
 
 def test_a_database_that_is_older_than_what_was_announced_is_not_read(
@@ -384,6 +385,43 @@ def test_a_database_that_is_older_than_what_was_announced_is_not_read(
     other.wait_for_end()
     database.transactions = kept
     connect(served).load(oid(1))
+
+
+class Suspicious(Backing):
+    """One that finds out that the database goes on from another past."""
+
+    suspects = False
+    forgot = 0
+
+    def refresh(self, view: View, announced: bytes) -> None:
+        if self.suspects and announced != z64:
+            raise Discontinued('it was lost')
+        super().refresh(view, announced)
+
+    def forget(self) -> None:
+        self.forgot += 1
+        self.suspects = False
+
+
+def test_nobody_and_nothing_is_kept_if_the_database_goes_on_from_another_past(
+        serve: Serve, connect: Connect, database: Database, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr('zeo.server.gateway.Backing', Suspicious)
+    served = serve(database.root(), poll_interval=NEVER)
+    peer = connect(served)
+    lost = peer.commit(oid(1), b'lost')
+    peer.load(oid(1))
+    database.transactions = []
+    later = database.somebody_commits(oid(1), record=b'other')
+    database.transactions[-1] = (p64(u64(lost) + 1), *database.transactions[-1][1:])
+    served.storage._backing.suspects = True
+    peer.ask('ping')
+    peer.wait_for_end()
+    assert served.storage._backing.forgot == 1 and 'it was lost; everybody is disconnected' in caplog.text
+    again = connect(served)
+    assert again.registered == p64(u64(lost) + 1) and later
+    assert again.load(oid(1)) == (b'other', again.registered, None)
+    assert again.call('getInvalidations', lost) is None    # who knows it cannot be told what changed since
 
 
 # ---- the rest

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from ZODB.Connection import TransactionMetaData
+from ZODB.interfaces import StorageStopIteration
 from ZODB.POSException import POSKeyError
 
 from tests.server.shared import Database
@@ -38,6 +39,15 @@ def test_old_revisions(peer: SessionPeer, database: Database) -> None:
     with pytest.raises(POSKeyError) as missing:
         peer.call('loadSerial', oid(1), tid(7))
     assert missing.value.args == (oid(1),)
+
+
+def test_many_revisions_are_verified_at_once(peer: SessionPeer, database: Database) -> None:
+    first = database.somebody_commits(oid(1), oid(2), oid(3))
+    database.somebody_commits(oid(2))
+    database.commit(TransactionMetaData(), {oid(3): None})
+    peer.call('ping')
+    outdated = peer.call('verify', b''.join(oid(number) + first for number in (1, 2, 3, 4)))
+    assert outdated == oid(2) + oid(3) + oid(4)
 
 
 def test_what_a_server_has_written_for_itself_is_not_shown(peer: SessionPeer, database: Database) -> None:
@@ -75,3 +85,19 @@ def test_iterators_close_what_they_iterate_over_and_fail_plainly() -> None:
     transactions.close()
     assert failing.closed
     Transactions(iter(())).close()
+
+
+def test_records_that_end_as_zodbs_do() -> None:
+    class Records:
+        """As RelStorage's."""
+
+        tid, status, user, description, extension = tid(1), ' ', b'', b'', {}
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            raise StorageStopIteration
+
+    [transaction] = Transactions([Records()])
+    assert list(transaction) == []

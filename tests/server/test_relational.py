@@ -3,6 +3,7 @@
 The real one is asked in tests/system/test_many_servers*.py.
 """
 
+import logging
 import re
 import types
 from collections.abc import Callable
@@ -108,6 +109,20 @@ def test_connections_that_lead_nowhere_end_by_themselves() -> None:
     assert manager._dsn == before
 
 
+def test_relstorage_does_not_fill_the_log_while_it_cannot_connect(
+        caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    Relational(RelStorage())
+    Relational(RelStorage())
+    logger = logging.getLogger('relstorage.adapters.postgresql.connmanager')
+    [seldom] = logger.filters
+    for _ in range(3):
+        logger.warning('Unable to connect: %s', 'at db.example', exc_info=ValueError())
+    logger.info('something else')
+    assert caplog.messages.count('Unable to connect: at db.example') == 1
+    assert 'Traceback' not in caplog.text
+    logger.removeFilter(seldom)
+
+
 # ---- continuity
 
 
@@ -149,6 +164,14 @@ def test_a_transaction_that_was_packed_away_is_not_missed() -> None:
     backing.refresh(view, p64(5))
 
 
+def test_what_is_cached_of_another_past_can_be_forgotten() -> None:
+    backing, view, _ = opened()
+    cleared: list[Any] = []
+    view.storage._cache = types.SimpleNamespace(clear=lambda **options: cleared.append(options))
+    backing.forget()
+    assert cleared == [{'load_persistent': False}]    # what is kept in a file is of that past, too
+
+
 # ---- changes
 
 
@@ -173,6 +196,12 @@ def test_what_changed_since_is_bounded_and_only_told_of_known_transactions() -> 
     assert backing.changed_since(view, p64(5), 2) is None
     assert backing.changed_since(view, p64(4), 3) is None
     assert backing.changed_since(view, z64, 3) == [p64(1), p64(2), p64(3)]
+
+
+def test_current_revisions_are_asked_for_all_at_once() -> None:
+    backing, view, cursor = opened(ANY=lambda oids: [(oid, 7) for oid in oids if oid != 2])
+    assert backing.current(view, [p64(1), p64(2), p64(3)]) == {p64(1): p64(7), p64(3): p64(7)}
+    assert cursor.asked == [([1, 2, 3],)]
 
 
 def test_records_one_after_the_other() -> None:

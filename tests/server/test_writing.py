@@ -161,3 +161,12 @@ def test_no_promise_is_made_that_cannot_be_kept(front: Gateway) -> None:
     front.tpc_begin(meta)
     assert front.receipt(meta) is None
     front.tpc_abort(meta)
+
+
+def test_a_transaction_sees_what_is_current_when_it_begins(front: Gateway, database: Database) -> None:
+    for number in range(2):    # the second one after an abort, which leaves the snapshot
+        committed = database.somebody_commits(oid(1))
+        meta = TransactionMetaData()
+        front.tpc_begin(meta)
+        front.checkCurrentSerialInTransaction(oid(1), committed, meta)
+        front.tpc_abort(meta)

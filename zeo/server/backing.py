@@ -85,10 +85,12 @@ class Backing:
         if newest < announced:
             raise older(newest, announced)
 
-    def begin(self, view: View, announced: bytes, transaction: Any) -> None:
-        """Begin a transaction, in which is seen what is current now."""
-        self.refresh(view, announced)
+    def begin(self, view: View, transaction: Any) -> None:
+        """Begin a transaction; the database has answered then."""
         view.storage.tpc_begin(transaction)
+
+    def forget(self) -> None:
+        """Drop what is cached: the database is not the one that it is from."""
 
     def newest(self, view: View) -> bytes:
         """The last transaction in the snapshot."""
@@ -113,6 +115,14 @@ class Backing:
             if len(changed) > most:
                 return None
         return list(changed)
+
+    def current(self, view: View, oids: list[bytes]) -> dict[bytes, bytes]:
+        """The current revisions of those objects that there are."""
+        found = {}
+        for oid in oids:
+            with contextlib.suppress(POSKeyError):
+                found[oid] = view.storage.load(oid)[1]
+        return found
 
     def record_iternext(self, view: View, next: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
         raise NotImplementedError
@@ -195,8 +205,10 @@ def lost(error: Exception) -> bool:
     if code is not None:
         # Classes 08 and 57P: of connections, and the server is stopped; 25006: it is a standby.
         return str(code).startswith(('08', '57P')) or code == '25006'
-    # The names are those of Python's DB-API (PEP 249).
-    return bool({'OperationalError', 'InterfaceError'} & {kind.__name__ for kind in type(error).__mro__})
+    # The names are those of Python's DB-API (PEP 249).  A DatabaseError that is nothing more special is what
+    # psycopg2 raises if the connection ends in the middle of a COPY.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({'OperationalError', 'InterfaceError'} & names) or type(error).__name__ == 'DatabaseError'
 
 
 def _refusal(error: Exception) -> Any:

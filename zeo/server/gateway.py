@@ -191,6 +191,8 @@ class Gateway(Reading, Writing):
                     self._backing.refresh(poller, self.announced)
                 except relational.Discontinued as error:
                     logger.error('storage %s: %s; everybody is disconnected', self.getName(), error)
+                    self._backing.forget()
+                    self._readers.discard()
                     self._backing.refresh(poller, z64)
                     self._known = self._known[0] + 1, self._backing.newest(poller)
                     self._wrapper.invalidateCache()
@@ -258,9 +260,13 @@ class Gateway(Reading, Writing):
             try:
                 with self._committing(transaction) as storage:
                     tid: bytes = storage.tpc_finish(transaction)
-            except BaseException:
-                self._drop_writer()  # whatever became of it, it is not in progress any more
-                raise
+            except Exception as error:
+                # Whatever became of it, it is not in progress any more.  If it is committed, it will be found
+                # like those of others, and announced to everybody; its own client has to ask.
+                self._drop_writer()
+                logger.error('storage %s: a transaction failed while it was being finished: %s', self.getName(),
+                             error)
+                raise Unreachable('a transaction failed while it was being finished') from error
             self._transaction = None
             self._poll(tid, callback)
         return tid

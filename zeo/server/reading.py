@@ -88,6 +88,11 @@ class Reading:
     def openCommittedBlobFile(self, oid: bytes, serial: bytes, blob: Any = None) -> Any:
         return self._read(lambda view: view.storage.openCommittedBlobFile(oid, serial, blob))
 
+    def current(self, oids: list[bytes]) -> dict[bytes, bytes]:
+        """The current revisions of those objects that there are."""
+        found: dict[bytes, bytes] = self._read(lambda view: self._backing.current(view, oids))
+        return found
+
     def changed_since(self, tid: bytes) -> list[bytes] | None:
         """The objects changed after a transaction; None if that one is not known, or they are too many.
 
@@ -127,7 +132,10 @@ class Transaction(TransactionRecord):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[DataRecord]:
         with plainly():
-            yield from self._found
+            # Not ``yield from``: ZODB's StorageStopIteration, of which only one base is initialised, would make
+            # Python crash there.
+            for record in self._found:
+                yield record
 
 
 def _without_tokens(entries: Any) -> list[dict[str, Any]]:

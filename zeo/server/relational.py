@@ -15,6 +15,8 @@ that is asked; so all of an answer is of one snapshot.  The rest is not in any i
 Names of RelStorage's that begin with an underscore are used here and nowhere else.
 """
 
+import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +53,10 @@ class Relational(Backing):
         # announced last: a pack removes transactions without objects, also the last one.  In the turn.
         self._last = maxtid
         _notice_silence(root._adapter.connmanager)
+        for name in _REPEATING:
+            seldom = logging.getLogger(name)
+            if not any(isinstance(each, _Seldom) for each in seldom.filters):
+                seldom.addFilter(_Seldom())
 
     def open_writer(self, resolve: Resolve) -> View:
         view = self.open()
@@ -83,7 +89,10 @@ class Relational(Backing):
             self._prove(view, announced)
             view.connection = connection
 
-    def begin(self, view: View, announced: bytes, transaction: Any) -> None:
+    def forget(self) -> None:
+        self.root._cache.clear(load_persistent=False)  # all instances share what is in it
+
+    def begin(self, view: View, transaction: Any) -> None:
         view.storage.tpc_begin(transaction)
         view.storage._tpc_phase.shared_state.store_connection  # is opened, so that it can be waited for
 
@@ -137,6 +146,11 @@ class Relational(Backing):
             return None
         found = _rows(view, 'SELECT zoid FROM current_object WHERE tid > %s LIMIT %s', u64(tid), most + 1)
         return None if len(found) > most else [p64(oid) for oid, in found]
+
+    def current(self, view: View, oids: list[bytes]) -> dict[bytes, bytes]:
+        # One that was deleted has a revision that says so.
+        return {p64(oid): p64(tid) for oid, tid in _rows(
+            view, 'SELECT zoid, tid FROM current_object WHERE zoid = ANY(%s)', list(map(u64, oids)))}
 
     def record_iternext(self, view: View, next: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
         found = [p64(oid) for oid, in _rows(
@@ -227,3 +241,25 @@ def _notice_silence(manager: Any) -> None:
     given = extensions.parse_dsn(manager._dsn)
     manager._dsn = extensions.make_dsn(manager._dsn, **{
         name: value for name, value in _TIMES.items() if name not in given})
+
+
+#: Loggers of RelStorage's that say at each attempt that the database cannot be reached, which we say, too.
+_REPEATING = ('relstorage.adapters.postgresql.connmanager', 'relstorage.adapters.connections')
+
+
+class _Seldom(logging.Filter):
+    """Lets each kind of line pass once a minute, without its traceback."""
+
+    PAUSE = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[Any, float] = {}  # time.monotonic(), by what is to be filled in
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if record.levelno < logging.WARNING or now >= self._next.get(record.msg, now):
+            self._next[record.msg] = now + self.PAUSE
+            record.exc_info = record.exc_text = None
+            return True
+        return False

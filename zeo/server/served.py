@@ -272,6 +272,10 @@ class Served:
         Nothing has to be ordered here.  The client has registered before, so a change that this
         answer does not know of is announced to it, before the answer or after.
         """
+        if self._gateway is not None:  # one question for all of them
+            pairs = [(revisions[at:at + 8], revisions[at + 8:at + 16]) for at in range(0, len(revisions), 16)]
+            current_ones = self._gateway.current([oid for oid, _ in pairs])
+            return b''.join([oid for oid, tid in pairs if current_ones.get(oid) != tid])
         get_tid = self.storage.getTid
         outdated = []
         for at in range(0, len(revisions), 16):

@@ -34,6 +34,7 @@ from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 
 from zeo.server import conflicts
+from zeo.server.backing import Unreachable
 from zeo.server.blobs import Uploads
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
@@ -385,6 +386,10 @@ class Transaction:
             served.statistics.commits += 1
             self._outcome = f'committed as {tids[0].hex()}'
             served.statistics.finish.observe(time.perf_counter() - begin)
+        except Unreachable:  # a gateway will find it, if it is committed, and announce it; its client has to ask
+            self._outcome = 'not known here'
+            self._abort_storage()
+            raise
         except BaseException:
             logger.critical('%s: a transaction failed while it was being finished; everybody is'
                             ' disconnected', self.client, exc_info=True)

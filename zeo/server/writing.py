@@ -109,8 +109,10 @@ class Writing:
             self._resolved = []
             self._tid = tid
             try:
+                if not self._resolves_at_vote:
+                    self._backing.refresh(writer, self.announced)  # to see what is current now
                 if tid is None:
-                    self._backing.begin(writer, self.announced, transaction)
+                    self._backing.begin(writer, transaction)
                 else:
                     writer.storage.tpc_begin(transaction, tid, status)
                     # From here on nobody commits; so what is not there now does not come before it.
@@ -123,10 +125,15 @@ class Writing:
                 raise
             self._transaction = transaction
 
+    @property
+    def _resolves_at_vote(self) -> bool:
+        """Whether the storage finds conflicts when it votes, and has them resolved here and not by clients."""
+        return self._backing.resolves and isinstance(self.tryToResolveConflict, conflicts.Resolver)
+
     def _compare(self, storage: Any, oid: bytes, serial: bytes, record: bytes) -> tuple[bytes, bytes]:
         """The revision that is replaced, and the record to be stored; a conflict is resolved or raised."""
-        if self._backing.resolves and isinstance(self.tryToResolveConflict, conflicts.Resolver):
-            return serial, record  # that is done when it votes
+        if self._resolves_at_vote:
+            return serial, record
         try:
             current: bytes = storage.load(oid)[1]
         except POSKeyError:  # a new one
@@ -158,7 +165,7 @@ class Writing:
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, transaction: Any) -> None:
         with self._committing(transaction) as storage:
-            if not self._backing.resolves and (current := storage.load(oid)[1]) != serial:
+            if not self._resolves_at_vote and (current := storage.load(oid)[1]) != serial:
                 raise ReadConflictError(oid=oid, serials=(current, serial))
             storage.checkCurrentSerialInTransaction(oid, serial, transaction)
 
