@@ -13,7 +13,6 @@ from ZODB.BaseStorage import DataRecord
 from ZODB.BaseStorage import TransactionRecord
 from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IMVCCStorage
-from ZODB.POSException import ConflictError
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64
@@ -196,10 +195,3 @@ class Record(TransactionRecord):
     def __iter__(self) -> Iterator[DataRecord]:
         for oid, record in self.records.items():
             yield DataRecord(oid, self.tid, record, None)
-
-
-class Conflicting(Instance):
-    """One whose `tpc_vote` finds that somebody was faster."""
-
-    def tpc_vote(self, transaction: Any) -> None:
-        raise ConflictError(oid=p64(1), serials=(p64(9), p64(8)), data=None)

@@ -344,6 +344,7 @@ def test_who_has_no_database_for_long_hangs_up_on_everybody(
     with caplog.at_level(logging.WARNING):
         database.down = True
         peer.wait_for_end()
+        assert not served.storage.is_connected()
         database.down = False
         served.storage.catch_up(30)
         again = connect(served)

@@ -36,6 +36,8 @@ def test_old_revisions(peer: SessionPeer, database: Database) -> None:
     peer.call('ping')
     assert peer.call('loadSerial', oid(1), first) == b'first'
     assert peer.call('getTid', oid(1)) == second
+    third = database.somebody_commits(oid(1), record=b'not announced')
+    assert peer.call('loadSerial', oid(1), third) == b'not announced'
     with pytest.raises(POSKeyError) as missing:
         peer.call('loadSerial', oid(1), tid(7))
     assert missing.value.args == (oid(1),)

@@ -16,6 +16,7 @@ from ZODB.utils import u64
 from ZODB.utils import z64
 
 from tests.server.shared import Database
+from tests.server.shared import Instance
 from tests.server.talk import SessionPeer
 from tests.server.talk import oid
 from zeo.server.gateway import Gateway
@@ -78,6 +79,24 @@ def test_conflicts_are_left_to_the_client_if_it_wants_them(serve: Serve, connect
     peer.begin(1, (oid(1), first, length(5)))
     [conflict] = peer.call('vote', 1)
     assert conflict == {'oid': oid(1), 'serials': (second, first), 'data': length(5)}
+
+
+def test_also_those_that_are_found_when_the_storage_votes(
+        serve: Serve, connect: Connect, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = connect(serve(database.root(), poll_interval=3600.0, client_conflict_resolution=True))
+    first = peer.commit(oid(1), length(1))
+    peer.begin(1, (oid(1), first, length(5)))
+    vote = Instance.tpc_vote
+
+    def somebody_is_faster(storage: Instance, transaction: Any) -> None:
+        monkeypatch.setattr(Instance, 'tpc_vote', vote)
+        raise ConflictError(oid=oid(1), serials=(p64(u64(first) + 1), first))
+
+    monkeypatch.setattr(Instance, 'tpc_vote', somebody_is_faster)
+    assert peer.call('vote', 1) == [
+        {'oid': oid(1), 'serials': (p64(u64(first) + 1), first), 'data': length(5)}]
+    assert peer.call('vote', 1) == []
+    peer.call('tpc_finish', 1)
 
 
 def test_what_was_read_has_to_be_current(served: Served, connect: Connect, database: Database) -> None:

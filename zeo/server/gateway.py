@@ -107,6 +107,7 @@ class Gateway(Reading, Writing):
         self._sizes = (0, 0)
         self._sized = -SIZES
         self._closed = threading.Event()
+        self._lost_since: float | None = None  # time.monotonic(), if the database is away; the thread's
         self._thread = threading.Thread(target=self._watch, name=f'zeo poller {self.getName()}', daemon=True)
         if backing.iterates_records:
             self.record_iternext = self._record_iternext
@@ -216,7 +217,6 @@ class Gateway(Reading, Writing):
         self._thread.start()
 
     def _watch(self) -> None:
-        since: float | None = None  # when the database could not be reached any more
         waiting = True
         while not self._closed.wait(self._interval):
             try:
@@ -225,22 +225,26 @@ class Gateway(Reading, Writing):
                 self._look_at_sizes()
             except Unreachable as error:
                 now = time.monotonic()
-                if since is None:
-                    since = now
+                if self._lost_since is None:
+                    self._lost_since = now
                     logger.warning('storage %s: %s', self.getName(), error)
-                elif waiting and now - since > self.patience:
+                elif waiting and now - self._lost_since > self.patience:
                     waiting = False
                     logger.error('storage %s: %s for %.0f s; everybody is disconnected', self.getName(), error,
-                                 now - since)
+                                 now - self._lost_since)
                     with self._my_turn():
                         self._wrapper.invalidateCache()
             except Exception:
                 logger.exception('storage %s: the database cannot be looked at', self.getName())
             else:
-                if since is not None:
+                if self._lost_since is not None:
                     logger.warning('storage %s: the database is there again, after %.1f s', self.getName(),
-                                   time.monotonic() - since)
-                since, waiting = None, True
+                                   time.monotonic() - self._lost_since)
+                self._lost_since, waiting = None, True
+
+    def is_connected(self) -> bool:
+        """Whether the database answered at the last look."""
+        return self._lost_since is None
 
     def registerDB(self, wrapper: Any) -> None:
         """Who is to be told; before `start`."""

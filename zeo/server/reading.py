@@ -60,7 +60,8 @@ class Reading:
         return self.load(oid)[1]
 
     def loadSerial(self, oid: bytes, tid: bytes) -> bytes:
-        record: bytes = self._read(lambda view: view.storage.loadSerial(oid, tid))
+        # A client that resolves a conflict is told of a revision before that is announced.
+        record: bytes = self._read(lambda view: view.storage.loadSerial(oid, tid), anew=tid > self.announced)
         return record
 
     def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSError
+from ZODB.POSException import ReadConflictError
 from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
@@ -225,10 +226,11 @@ class Transaction:
                 if self._tell_tid:
                     tid = self._served.receipt(self._meta, tid)
         except BaseException as failure:  # whatever it is, the lock must not be kept
-            error = failure
+            conflicts = self._left_to_the_client(failure)
+            error = None if conflicts else failure
             self._outcome = f'failed: {type(failure).__name__}'
             if isinstance(failure, ConflictError):
-                self._served.statistics.conflicts += 1
+                self._served.statistics.conflicts += not conflicts
             elif not isinstance(failure, POSError):
                 log_failure(self.client, 'vote', failure)
         if error is None and not conflicts:
@@ -288,6 +290,15 @@ class Transaction:
                 raise StorageError('the transaction was given up while it was voting')
             _OPERATIONS[operation](self, *args)
         return tid
+
+    def _left_to_the_client(self, failure: BaseException) -> list[Any]:
+        """The conflict that was found, if it was found only when the storage voted, and the client resolves."""
+        if (not self._served.client_conflict_resolution or not isinstance(failure, ConflictError)
+                or isinstance(failure, ReadConflictError) or failure.serials is None):
+            return []
+        stored = [args[2] for operation, args in self._staging
+                  if operation == 'store' and args[0] == failure.oid][-1:]
+        return [{'oid': failure.oid, 'serials': tuple(failure.serials), 'data': data} for data in stored]
 
     def _report(self, oids: Any) -> None:
         """Note objects that are not stored as the client sent them, as ``tpc_vote`` tells."""
