@@ -1,5 +1,6 @@
 """Several servers over one PostgreSQL: a server dies, PostgreSQL dies, connections are cut; nothing is lost."""
 
+import base64
 import contextlib
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 import transaction
 from transaction.interfaces import TransientError
 from ZODB import DB
+from ZODB.Connection import TransactionMetaData
+from ZODB.POSException import POSError
 from ZODB.tests.MinPO import MinPO
 from ZODB.utils import load_current, z64
 
@@ -149,6 +152,40 @@ def test_a_commit_that_waits_for_a_standby_is_not_denied_by_another_server(
             tid = task.result()
         direct.ping()
         assert load_current(direct, oid) == (b'after', tid)
+
+
+def test_an_undo_does_not_overwrite_what_was_committed_meanwhile(cluster: Cluster, two: list[Host]) -> None:
+    """It looks whether it may be done while the commit of another server is decided and not yet seen."""
+    with contextlib.closing(open_client('zeo', two[0])) as one, contextlib.closing(open_client('zeo', two[1])) as other:
+        oid = one.new_oid()
+        first = store(one, oid, record=b'first')
+        second = store(one, oid, first, b'second')
+        hears_of(other, second)
+        meta = vote(one, oid, second, b'third')
+        with cluster.set('synchronous_standby_names', 'nobody'):
+            finishing = Task(one.tpc_finish, meta)
+            until(lambda: cluster.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"),
+                  'the commit waits for the standby')
+            undoing = Task(undo, other, second)
+            until(lambda: cluster.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"),
+                  'the undo waits for the commit')
+        third = finishing.result()
+        with pytest.raises(POSError):       # there is nothing any more that it could undo
+            undoing.result()
+        hears_of(other, third)
+        assert load_current(other, oid) == (b'third', third)
+
+
+def undo(storage: Any, tid: bytes) -> None:
+    meta = TransactionMetaData()
+    storage.tpc_begin(meta)
+    try:
+        storage.undo(base64.encodebytes(tid).rstrip(), meta)
+        storage.tpc_vote(meta)
+        storage.tpc_finish(meta)
+    except BaseException:
+        storage.tpc_abort(meta)
+        raise
 
 
 @pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
