@@ -167,8 +167,8 @@ def test_an_undo_does_not_overwrite_what_was_committed_meanwhile(cluster: Cluste
             until(lambda: cluster.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"),
                   'the commit waits for the standby')
             undoing = Task(undo, other, second)
-            until(lambda: cluster.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"),
-                  'the undo waits for the commit')
+            until(lambda: not undoing.is_alive() or cluster.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), 'the undo waits for the commit')
         third = finishing.result()
         with pytest.raises(POSError):       # there is nothing any more that it could undo
             undoing.result()
