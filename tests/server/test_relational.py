@@ -268,6 +268,14 @@ def test_a_conflict_that_is_not_resolved_ends_the_vote() -> None:
         adapter.lock_objects_and_detect_conflicts(cursor, None)
 
 
+def test_a_commit_waits_for_the_lock_before_it_has_the_turn() -> None:
+    backing, view, cursor = opened(**{'pg_advisory_xact_lock': [(None, None)]})
+    view.storage._tpc_phase = types.SimpleNamespace(
+        shared_state=types.SimpleNamespace(store_connection=types.SimpleNamespace(cursor=cursor)))
+    backing.prepare(view)
+    assert len(cursor.asked) == 1
+
+
 # ---- the fate of a transaction
 
 

@@ -89,6 +89,9 @@ class Backing:
         """Begin a transaction; the database has answered then."""
         view.storage.tpc_begin(transaction)
 
+    def prepare(self, writer: View) -> None:
+        """Wait here, before the turn is taken, for what its commit would have to wait for."""
+
     def forget(self) -> None:
         """Drop what is cached: the database is not the one that it is from."""
 

@@ -96,6 +96,13 @@ class Relational(Backing):
         view.storage.tpc_begin(transaction)
         view.storage._tpc_phase.shared_state.store_connection  # is opened, so that it can be waited for
 
+    def prepare(self, writer: View) -> None:
+        # RelStorage's commit lock, which it takes next, for as long as it would wait itself.  Some hold it across
+        # their client's round trip: for an undo, or if blobs are in a folder that is shared.
+        cursor = writer.storage._tpc_phase.shared_state.store_connection.cursor
+        cursor.execute("SELECT set_config('lock_timeout', '500000', true), pg_advisory_xact_lock(-1)")
+        cursor.fetchall()
+
     def _prove(self, view: View, announced: bytes) -> None:
         """Raise `Unreachable` unless the connection leads to the database as clients know it."""
         last = min(announced, self._last)
