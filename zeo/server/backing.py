@@ -92,6 +92,10 @@ class Backing:
     def prepare(self, writer: View) -> None:
         """Wait here, before the turn is taken, for what its commit would have to wait for."""
 
+    def undo(self, writer: View, transaction_id: bytes, transaction: Any) -> Any:
+        """Undo a transaction, unless others have changed its objects meanwhile."""
+        return writer.storage.undo(transaction_id, transaction)
+
     def forget(self) -> None:
         """Drop what is cached: the database is not the one that it is from."""
 
