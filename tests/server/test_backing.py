@@ -149,7 +149,8 @@ def test_errors_are_made_plain(error: Exception, expected: Exception) -> None:
 
 @pytest.mark.parametrize(('error', 'expected'), [
     (ConnectionError(), True), (Coded('08006'), True), (Coded('57P03'), True), (Coded('25006'), True),
-    (OperationalError(), True), (DatabaseError(), True), (DataError(), False), (Coded('23505'), False), (ValueError(), False)])
+    (OperationalError(), True), (DatabaseError(), True), (DataError(), False),
+    (DatabaseError({'C': '23505'}), False), (DatabaseError({'C': '57P01'}), True), (Coded('23505'), False), (ValueError(), False)])
 def test_what_means_that_there_is_no_connection(error: Exception, expected: bool) -> None:
     assert lost(error) is expected
 

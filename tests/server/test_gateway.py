@@ -138,6 +138,29 @@ def test_an_own_commit_is_never_announced_as_somebody_elses(
     assert other.invalidations() == [(own, [oid(1)])]
 
 
+class Busy(Backing):
+    """One that has to wait before it can commit."""
+
+    def prepare(self, writer: View) -> None:
+        writer.storage.database.gates['locking'].go_through()
+
+
+def test_others_are_answered_while_a_commit_waits_for_its_turn_in_the_database(
+        serve: Serve, connect: Connect, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('zeo.server.gateway.Backing', Busy)
+    served = serve(database.root(), poll_interval=NEVER)
+    peer, other = connect(served), connect(served)
+    peer.begin(1, (oid(1), z64, b'record'))
+    peer.call('vote', 1)
+    database.gates['locking'].shut()
+    finishing = in_thread(peer.call, 'tpc_finish', 1)
+    database.gates['locking'].wait_until_reached()
+    committed = database.somebody_commits(oid(2))
+    assert in_thread(other.call, 'lastTransaction').result(30) == committed
+    database.gates['locking'].open()
+    assert finishing.result(30) > committed
+
+
 def test_a_commit_without_objects_has_its_place_too(
         served: Served, connect: Connect, database: Database) -> None:
     peer, other = connect(served), connect(served)

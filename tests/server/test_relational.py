@@ -3,6 +3,7 @@
 The real one is asked in tests/system/test_many_servers*.py.
 """
 
+import base64
 import logging
 import re
 import types
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from ZODB.POSException import ConflictError
+from ZODB.POSException import UndoError
 from ZODB.utils import p64
 from ZODB.utils import z64
 
@@ -266,6 +268,42 @@ def test_a_conflict_that_is_not_resolved_ends_the_vote() -> None:
     backing.open_writer(resolve)
     with pytest.raises(ConflictError):
         adapter.lock_objects_and_detect_conflicts(cursor, None)
+
+
+@pytest.mark.parametrize(('has_commit_lock', 'got', 'question'), [
+    (False, [(None,), (None,)], 'pg_advisory_xact_lock'), (True, [(True,), (True,)], 'pg_try_advisory_xact_lock'),
+    (True, [(True,), (False,)], 'pg_try_advisory_xact_lock')])
+def test_objects_are_locked_before_their_change_is_undone(
+        has_commit_lock: bool, got: Rows, question: str) -> None:
+    steps: list[Any] = []
+    backing, view, cursor = opened(**{question: lambda tid: steps.append(tid) or got})
+    view.storage._tpc_phase = types.SimpleNamespace(
+        committing_tid_lock=object() if has_commit_lock else None,
+        shared_state=types.SimpleNamespace(store_connection=types.SimpleNamespace(cursor=cursor)))
+    view.storage.undo = lambda *args: steps.append(args)
+    transaction_id = base64.encodebytes(p64(9))[:-1]
+    if (False,) in got:
+        with pytest.raises(ConflictError):
+            backing.undo(view, transaction_id, 'transaction')
+        assert steps == [9]
+    else:
+        backing.undo(view, transaction_id, 'transaction')
+        assert steps == [9, (transaction_id, 'transaction')]
+
+
+@pytest.mark.parametrize('wrong', [b'', b'short', b'x' * 100, b'=' * 11])
+def test_what_is_no_id_of_a_transaction_is_not_undone(wrong: bytes) -> None:
+    backing, view, _ = opened()
+    with pytest.raises(UndoError):
+        backing.undo(view, wrong, None)
+
+
+def test_a_commit_waits_for_the_lock_before_it_has_the_turn() -> None:
+    backing, view, cursor = opened(**{'pg_advisory_xact_lock': [(None, None)]})
+    view.storage._tpc_phase = types.SimpleNamespace(
+        shared_state=types.SimpleNamespace(store_connection=types.SimpleNamespace(cursor=cursor)))
+    backing.prepare(view)
+    assert len(cursor.asked) == 1
 
 
 # ---- the fate of a transaction

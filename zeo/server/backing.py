@@ -89,6 +89,13 @@ class Backing:
         """Begin a transaction; the database has answered then."""
         view.storage.tpc_begin(transaction)
 
+    def prepare(self, writer: View) -> None:
+        """Wait here, before the turn is taken, for what its commit would have to wait for."""
+
+    def undo(self, writer: View, transaction_id: bytes, transaction: Any) -> Any:
+        """Undo a transaction, unless others have changed its objects meanwhile."""
+        return writer.storage.undo(transaction_id, transaction)
+
     def forget(self) -> None:
         """Drop what is cached: the database is not the one that it is from."""
 
@@ -201,18 +208,25 @@ def lost(error: Exception) -> bool:
     """Whether an error means that there is no connection (any more) to a database that can be used."""
     if isinstance(error, OSError):
         return True
-    code = getattr(error, 'pgcode', None)
-    if code is not None:
+    if code := sqlstate(error):
         # Classes 08 and 57P: of connections, and the server is stopped; 25006: it is a standby.
-        return str(code).startswith(('08', '57P')) or code == '25006'
+        return code.startswith(('08', '57P')) or code == '25006'
     # The names are those of Python's DB-API (PEP 249).  A DatabaseError that is nothing more special is what
     # psycopg2 raises if the connection ends in the middle of a COPY.
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool({'OperationalError', 'InterfaceError'} & names) or type(error).__name__ == 'DatabaseError'
 
 
+def sqlstate(error: Exception) -> str:
+    """PostgreSQL's code for what is wrong, as psycopg2 and pg8000 tell it; empty if it has not said anything."""
+    code = getattr(error, 'pgcode', None)
+    if code is None and error.args and isinstance(error.args[0], dict):
+        code = error.args[0].get('C')
+    return code if isinstance(code, str) else ''
+
+
 def _refusal(error: Exception) -> Any:
-    code = str(getattr(error, 'pgcode', None) or '')
+    code = sqlstate(error)
     if code.startswith('40') or code == '55P03':  # serialization, deadlocks, locks that are not given
         return ConflictError()
     return StorageError(f'the database refuses: {type(error).__name__} {code}'.strip())

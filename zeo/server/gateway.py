@@ -260,20 +260,27 @@ class Gateway(Reading, Writing):
 
     def tpc_finish(self, transaction: Any, callback: Callable[[bytes], Any] = lambda tid: None) -> bytes:
         """Commit it, announce what came before, and call back in its place."""
+        with self._finishing(transaction):
+            assert self._writer is not None
+            self._backing.prepare(self._writer)
         with self._my_turn():
-            try:
-                with self._committing(transaction) as storage:
-                    tid: bytes = storage.tpc_finish(transaction)
-            except Exception as error:
-                # Whatever became of it, it is not in progress any more.  If it is committed, it will be found
-                # like those of others, and announced to everybody; its own client has to ask.
-                self._drop_writer()
-                logger.error('storage %s: a transaction failed while it was being finished: %s', self.getName(),
-                             error)
-                raise Unreachable('a transaction failed while it was being finished') from error
+            with self._finishing(transaction) as storage:
+                tid: bytes = storage.tpc_finish(transaction)
             self._transaction = None
             self._poll(tid, callback)
         return tid
+
+    @contextlib.contextmanager
+    def _finishing(self, transaction: Any) -> Iterator[Any]:
+        try:
+            with self._committing(transaction) as storage:
+                yield storage
+        except Exception as error:
+            # Whatever became of it, it is not in progress any more.  If it is committed, it will be found like
+            # those of others, and announced to everybody; its own client has to ask.
+            self._drop_writer()
+            logger.error('storage %s: a transaction failed while it was being finished: %s', self.getName(), error)
+            raise Unreachable('a transaction failed while it was being finished') from error
 
     # ---- the fate of a transaction ---------------------------------------------------------
 

@@ -15,11 +15,15 @@ that is asked; so all of an answer is of one snapshot.  The rest is not in any i
 Names of RelStorage's that begin with an underscore are used here and nowhere else.
 """
 
+import base64
+import binascii
 import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from ZODB.POSException import ConflictError
+from ZODB.POSException import UndoError
 from ZODB.utils import maxtid
 from ZODB.utils import p64
 from ZODB.utils import u64
@@ -95,6 +99,29 @@ class Relational(Backing):
     def begin(self, view: View, transaction: Any) -> None:
         view.storage.tpc_begin(transaction)
         view.storage._tpc_phase.shared_state.store_connection  # is opened, so that it can be waited for
+
+    def prepare(self, writer: View) -> None:
+        # RelStorage's commit lock, which it takes next, for as long as it would wait itself.  Some hold it across
+        # their client's round trip: for an undo, or if blobs are in a folder that is shared.
+        cursor = writer.storage._tpc_phase.shared_state.store_connection.cursor
+        cursor.execute("SELECT set_config('lock_timeout', '500000', true), pg_advisory_xact_lock(-1)")
+        cursor.fetchall()
+
+    def undo(self, writer: View, transaction_id: bytes, transaction: Any) -> Any:
+        # RelStorage looks first whether others have changed the objects, and then takes its commit lock; who
+        # commits in between would be undone, too.  So the objects are locked before, in the way in which all who
+        # vote lock them.  Who has the commit lock already, because this is not the first one that it undoes, must
+        # not wait for those who will wait for that.
+        tid = _tid(transaction_id)
+        phase = writer.storage._tpc_phase
+        waits = getattr(phase, 'committing_tid_lock', None) is None
+        cursor = phase.shared_state.store_connection.cursor
+        cursor.execute(
+            f'SELECT pg_{"" if waits else "try_"}advisory_xact_lock(zoid) FROM'
+            ' (SELECT DISTINCT zoid FROM object_state WHERE tid = %s ORDER BY zoid) AS undone', (u64(tid),))
+        if [row for row in cursor.fetchall() if row[0] is False]:
+            raise ConflictError('the objects of the transaction are being changed')
+        return writer.storage.undo(transaction_id, transaction)
 
     def _prove(self, view: View, announced: bytes) -> None:
         """Raise `Unreachable` unless the connection leads to the database as clients know it."""
@@ -213,6 +240,17 @@ def backing_of(storage: Any) -> Backing | None:
         raise ValueError('RelStorage with ro-replica-conf cannot be served: replicas lag behind, so a client'
                          ' would be shown what has ended; leave it out')
     return Relational(storage)
+
+
+def _tid(transaction_id: bytes) -> bytes:
+    """That of a transaction to be undone, of which RelStorage's undo log tells an id."""
+    try:
+        tid = base64.decodebytes(transaction_id + b'\n')
+    except binascii.Error:
+        tid = b''
+    if len(tid) != 8:
+        raise UndoError('there is no such transaction')
+    return tid
 
 
 def _is_relstorage(storage: Any) -> bool:

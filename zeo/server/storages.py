@@ -28,6 +28,7 @@ from zc.lockfile import LockError
 
 from zeo.server import gateway
 from zeo.server import relational
+from zeo.server.backing import sqlstate
 from zeo.server.options import CannotStart
 from zeo.server.privileges import may_serve
 from zeo.server.values import StorageName
@@ -167,8 +168,7 @@ def _open(section: 'StorageSection') -> Any:
         try:
             return section.factory.open()
         except Exception as error:
-            code = getattr(error, 'pgcode', None)
-            if code not in _MADE_TWICE:
+            if sqlstate(error) not in _MADE_TWICE:
                 raise
             logger.info('%s: once more: %s', section, _short(error))
     return section.factory.open()

@@ -174,8 +174,9 @@ class Writing:
             storage.deleteObject(oid, serial, transaction)
 
     def undo(self, transaction_id: bytes, transaction: Any) -> Any:
-        with self._committing(transaction) as storage:
-            return storage.undo(transaction_id, transaction)
+        with self._committing(transaction):
+            assert self._writer is not None
+            return self._backing.undo(self._writer, transaction_id, transaction)
 
     def tpc_vote(self, transaction: Any) -> list[bytes]:
         """Returns the objects that are not stored as they were sent."""
