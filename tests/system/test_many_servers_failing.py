@@ -160,7 +160,7 @@ def test_an_undo_does_not_overwrite_what_was_committed_meanwhile(cluster: Cluste
         oid = one.new_oid()
         first = store(one, oid, record=b'first')
         second = store(one, oid, first, b'second')
-        hears_of(other, second)
+        store(other)    # its server has made its preparations in the database
         meta = vote(one, oid, second, b'third')
         with cluster.set('synchronous_standby_names', 'nobody'):
             finishing = Task(one.tpc_finish, meta)
