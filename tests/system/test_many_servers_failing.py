@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -102,14 +103,17 @@ def test_a_server_that_is_only_slow_cannot_finish_what_another_has_said_is_not_c
             process = first.process
             assert process is not None
 
+            standing = Event()
+
             def stand_still() -> None:
                 process.send_signal(signal.SIGSTOP)
                 proxy.target = NOBODY
                 proxy.passed[UP] = 0
+                standing.set()
 
             task = Task(commit, storage, oid, serial, b'after', stand_still)
             try:
-                until(lambda: proxy.passed[UP], 'the order to finish is with the server')
+                until(lambda: standing.is_set() and proxy.passed[UP], 'the order to finish is with the server')
                 proxy.half_close()
                 # The other server may want to wait until it knows.
                 task.join(3)
