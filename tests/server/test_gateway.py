@@ -267,6 +267,25 @@ def test_those_who_wait_share_a_look(served: Served, connect: Connect, database:
     assert all(peer.invalidations() == [(committed, [oid(1)])] for peer in peers)
 
 
+def test_those_who_wait_share_a_failure(
+        served: Served, connect: Connect, database: Database, no_patience: None) -> None:
+    peers = [connect(served) for _ in range(5)]
+    front = served.storage
+    front._turn = Queue()
+    with front._turn.lock:
+        waiting = [in_thread(peer.ask, 'ping') for peer in peers]
+        for _ in peers:
+            assert front._turn.arrived.acquire(timeout=30)
+        begun = front._begun
+        database.down = True
+    for each in waiting:
+        each.result(30)
+    assert front._begun == begun + 1    # each may take seconds
+    assert all(peer.hung_up for peer in peers)
+    database.down = False
+    connect(served).call('ping')
+
+
 def test_a_client_that_registers_is_told_the_last_transaction_after_a_look(
         served: Served, connect: Connect, database: Database) -> None:
     committed = database.somebody_commits(oid(1))

@@ -228,6 +228,10 @@ class Staged(dict[int, bytes]):
 
     read_temp = dict.__getitem__
 
+    @property
+    def stored_oids(self) -> list[int]:
+        return list(self)
+
     def store_temp(self, number: int, record: bytes, committed: int) -> None:
         self[number], self.based[number] = record, committed
 
@@ -254,6 +258,20 @@ def test_conflicts_are_resolved_where_they_are_found() -> None:
     assert adapter.lock_objects_and_detect_conflicts(cursor, {3: 7}) == [found[1]]    # that was only read
     assert asked == [(p64(1), p64(8), p64(7), b'mine', b'theirs')]
     assert replaced == [(b'ours', 1)] and staged.based == {1: 8}
+
+
+def test_there_is_one_root_however_many_make_it() -> None:
+    staged = Staged()
+    steps: list[str] = []
+    backing, view, cursor = opened(**{r'lock\(0\)': lambda: steps.append('locked') or [(None,)]})
+    view.storage._tpc_phase = types.SimpleNamespace(shared_state=types.SimpleNamespace(temp_storage=staged))
+    adapter = view.storage._adapter
+    adapter.lock_objects_and_detect_conflicts = lambda cursor, required: steps.append('looked') or []
+    backing.open_writer(lambda *_: b'')
+    adapter.lock_objects_and_detect_conflicts(cursor, None)
+    staged[0] = b'the root'
+    adapter.lock_objects_and_detect_conflicts(cursor, None)
+    assert steps == ['looked', 'locked', 'looked']
 
 
 def test_a_conflict_that_is_not_resolved_ends_the_vote() -> None:

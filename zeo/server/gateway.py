@@ -99,6 +99,7 @@ class Gateway(Reading, Writing):
         self._poller: View | None = None  # belongs to who has the turn, as does what follows
         self._begun = 0  # polls
         self._polled = 0  # the number of the last one that succeeded
+        self._failed = 0, ''  # and of the last one for which the database could not be reached
         self._wrapper: Any = None
         # The generation and the last tid announced move together, in the turn; anybody may read them.
         self._known: tuple[int, bytes] = (0, z64)
@@ -144,10 +145,17 @@ class Gateway(Reading, Writing):
         until = time.monotonic() + (self.patience if patience is None else patience)
         asked = self._begun
         while True:
+            tried = self._begun
             try:
                 with self._my_turn():
                     if self._polled <= asked:  # else somebody has polled meanwhile
-                        self._poll()
+                        if self._failed[0] > tried:  # or tried to: that may take long
+                            raise Unreachable(self._failed[1])
+                        try:
+                            self._poll()
+                        except Unreachable as error:
+                            self._failed = self._begun, str(error)
+                            raise
                 return
             except Unreachable:
                 if time.monotonic() >= until or self._closed.wait(PAUSE):

@@ -70,6 +70,11 @@ class Relational(Backing):
         def find_and_resolve(cursor: Any, required: Any) -> Any:
             left, resolved = [], []
             state = view.storage._tpc_phase.shared_state
+            if 0 in state.temp_storage.stored_oids:
+                # RelStorage does not lock what is new, since nobody else has its oid.  But all who find an empty
+                # database make a root, and each would replace that of the one before.
+                cursor.execute('SELECT pg_advisory_xact_lock(0)')
+                cursor.fetchall()
             for conflict in find(cursor, required):
                 number, committed, saw, record = conflict
                 if saw is None:  # read, not written
