@@ -202,7 +202,12 @@ class Worker:
 
     def _transaction(self, manager: Any, connection: Any) -> None:
         if self._chance.random() < .6:
-            seen = read(connection.root(), self._chance)
+            try:
+                seen = read(connection.root(), self._chance)
+            except Discrepancy:
+                # Which object it was, is found in the end.
+                self.remembered.snapshots.append(_everything_seen(connection))
+                raise
             self._remember(connection, seen)
             self.remembered.figures['snapshots'] += 1
         else:
@@ -223,6 +228,12 @@ class Worker:
             snapshots.append(snapshot)
         else:
             snapshots[self._chance.randrange(MEMORY)] = snapshot
+
+
+def _everything_seen(connection: Any) -> Snapshot:
+    known = (connection._cache.get(oid) for oid in connection._cache.cache_data)
+    return u64(connection._storage._start), tuple(
+        (u64(each._p_oid), u64(each._p_serial)) for each in known if each is not None and each._p_changed is not None)
 
 
 def historian(db: ZODB.DB, shared: Shared, scenario: Scenario) -> Remembered:
