@@ -168,8 +168,14 @@ class Instance:
         return p64(next(self.database.oids))
 
     def pack(self, when: float, references: Any) -> None:
-        """What has no objects is gone, as with RelStorage."""
-        self.database.transactions = [each for each in self.database.transactions if each[2]]
+        """Old revisions are gone, and transactions without objects, as with RelStorage."""
+        kept, seen = [], set[bytes]()
+        for tid, meta, records in reversed(self.database.transactions):
+            current = {oid: record for oid, record in records.items() if oid not in seen}
+            seen.update(records)
+            if current:
+                kept.append((tid, meta, current))
+        self.database.transactions = kept[::-1]
 
     def getName(self) -> str:
         return 'shared'

@@ -491,6 +491,18 @@ def test_a_pack_that_removes_the_last_transaction_puts_another_one_there(
     assert connect(served).registered >= empty
 
 
+def test_what_was_packed_away_is_not_shown_any_more(
+        served: Served, connect: Connect, database: Database) -> None:
+    peer = connect(served)
+    first = peer.commit(oid(1), b'first')
+    second = peer.commit(oid(1), b'second')
+    assert peer.call('loadSerial', oid(1), first) == b'first'
+    peer.call('pack', 0.0, True)
+    with pytest.raises(POSKeyError):    # the reader had a snapshot from before
+        peer.call('loadSerial', oid(1), first)
+    assert peer.load(oid(1)) == (b'second', second, None)
+
+
 def test_all_instances_are_released_in_the_end(serve: Serve, connect: Connect, database: Database) -> None:
     served = Served('1', database.root(), poll_interval=0.001)
     served.start()

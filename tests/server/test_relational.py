@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ZODB.POSException import ConflictError
+from ZODB.POSException import POSKeyError
 from ZODB.POSException import UndoError
 from ZODB.utils import p64
 from ZODB.utils import z64
@@ -198,6 +199,16 @@ def test_what_changed_since_is_bounded_and_only_told_of_known_transactions() -> 
     assert backing.changed_since(view, p64(5), 2) is None
     assert backing.changed_since(view, p64(4), 3) is None
     assert backing.changed_since(view, z64, 3) == [p64(1), p64(2), p64(3)]
+
+
+def test_a_revision_is_read_from_the_database_which_knows_what_was_packed_away() -> None:
+    backing, view, _ = opened()
+    revisions = {(1, 5): b'record'}
+    view.storage._adapter.mover = types.SimpleNamespace(
+        load_revision=lambda cursor, oid, tid: revisions.get((oid, tid)))
+    assert backing.load_serial(view, p64(1), p64(5)) == b'record'
+    with pytest.raises(POSKeyError):
+        backing.load_serial(view, p64(1), p64(6))
 
 
 def test_current_revisions_are_asked_for_all_at_once() -> None:

@@ -123,6 +123,11 @@ class Backing:
                 return None
         return list(changed)
 
+    def load_serial(self, view: View, oid: bytes, tid: bytes) -> bytes:
+        """The record of one revision; `POSKeyError` if there is none (any more)."""
+        record: bytes = view.storage.loadSerial(oid, tid)
+        return record
+
     def current(self, view: View, oids: list[bytes]) -> dict[bytes, bytes]:
         """The current revisions of those objects that there are."""
         found = {}

@@ -336,6 +336,8 @@ class Gateway(Reading, Writing):
                     view.storage.tpc_finish(mark)
             finally:
                 view.discard()
+        with self._my_turn():  # no reader shows any more what was packed away
+            self._known = self._known[0] + 1, self.announced
         self.catch_up()
 
     def _look_at_sizes(self) -> None:

@@ -61,7 +61,8 @@ class Reading:
 
     def loadSerial(self, oid: bytes, tid: bytes) -> bytes:
         # A client that resolves a conflict is told of a revision before that is announced.
-        record: bytes = self._read(lambda view: view.storage.loadSerial(oid, tid), anew=tid > self.announced)
+        record: bytes = self._read(
+            lambda view: self._backing.load_serial(view, oid, tid), anew=tid > self.announced)
         return record
 
     def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ZODB.POSException import ConflictError
+from ZODB.POSException import POSKeyError
 from ZODB.POSException import UndoError
 from ZODB.utils import maxtid
 from ZODB.utils import p64
@@ -178,6 +179,14 @@ class Relational(Backing):
             return None
         found = _rows(view, 'SELECT zoid FROM current_object WHERE tid > %s LIMIT %s', u64(tid), most + 1)
         return None if len(found) > most else [p64(oid) for oid, in found]
+
+    def load_serial(self, view: View, oid: bytes, tid: bytes) -> bytes:
+        # Not from RelStorage's cache, which does not know what was packed away.
+        record: bytes | None = view.storage._adapter.mover.load_revision(
+            view.storage._load_connection.cursor, u64(oid), u64(tid))
+        if not record:
+            raise POSKeyError(oid)
+        return record
 
     def current(self, view: View, oids: list[bytes]) -> dict[bytes, bytes]:
         # One that was deleted has a revision that says so.
