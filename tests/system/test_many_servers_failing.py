@@ -304,7 +304,7 @@ def test_a_database_that_is_older_than_the_client_is_refused(
     with Host('zeo', {'1': relstorage(cluster.dsn(standby))}, unix=True) as behind, \
             Host('zeo', {'1': relstorage(cluster.dsn(database))}) as first, Proxy(first.address) as proxy:
         addresses = [proxy.address, behind.address]
-        options = {'client': 'known', 'var': str(tmp_path)}
+        options = {'client': 'known', 'var': str(tmp_path), 'wait_timeout': 3}
         with contextlib.closing(open_client(kind, addresses[0], **options)) as storage:
             new = store(storage, oid, old, b'new')
             assert load_current(storage, oid) == (b'new', new)
