@@ -140,7 +140,7 @@ class Readers:
 
 
 def load_before(view: View, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
-    """What ``loadBefore`` says, asked in the cheapest way: what is current is in the storage's own cache."""
+    """What ``loadBefore`` says, asked in the cheapest way: most objects are wanted as they are now."""
     load: Any = view.storage.load
     try:
         record, start = load(oid)

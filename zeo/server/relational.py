@@ -20,6 +20,7 @@ import binascii
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ZODB.POSException import ConflictError
@@ -62,6 +63,13 @@ class Relational(Backing):
             seldom = logging.getLogger(name)
             if not any(isinstance(each, _Seldom) for each in seldom.filters):
                 seldom.addFilter(_Seldom())
+
+    def open(self) -> View:
+        view = super().open()
+        # RelStorage's own ``load`` looks into a cache that all instances share, and while several of them move on
+        # at the same time it may answer with a revision from before their snapshot.
+        view.storage.load = partial(_load, view)
+        return view
 
     def open_writer(self, resolve: Resolve) -> View:
         view = self.open()
@@ -265,6 +273,15 @@ def _tid(transaction_id: bytes) -> bytes:
     if len(tid) != 8:
         raise UndoError('there is no such transaction')
     return tid
+
+
+def _load(view: View, oid: bytes, version: str = '') -> tuple[bytes, bytes]:
+    """The current revision in the view's snapshot."""
+    found = _rows(view, 'SELECT state, tid FROM current_object JOIN object_state USING (zoid, tid) WHERE zoid = %s',
+                  u64(oid))
+    if not found or found[0][0] is None:  # it was deleted
+        raise POSKeyError(oid)
+    return bytes(found[0][0]), p64(found[0][1])
 
 
 def _is_relstorage(storage: Any) -> bool:
