@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.system import clients
+from tests.system import clients, postgres
 from tests.system.certificates import Certificates
 from tests.system.servers import Pool, Server
 
@@ -14,6 +14,15 @@ from tests.system.servers import Pool, Server
 @pytest.fixture(scope='session')
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp('certificates'))
+
+
+@pytest.fixture(scope='session')
+def cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL, the same for all tests; each takes a database of its own."""
+    if reason := postgres.why_not():
+        pytest.skip(reason)
+    with postgres.Cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -231,6 +231,33 @@ def test_a_revision_that_is_invalidated_behind_its_reply_is_not_kept_as_current(
     assert again() == (b'new', tid(6), None)
 
 
+@pytest.mark.parametrize('outcome', [tid(9), False])
+def test_a_server_that_chooses_the_tid_late_tells_it_when_it_is_asked(
+        storage: MakeStorage, host: Host, calls: Calls, outcome: Any) -> None:
+    one, peer = storage(info={'zeo': ('settle',)})
+    txn = begun(one, peer, oid(1))
+    voting = calls.start(one.tpc_vote, txn)
+    peer.read('tpc_begin')
+    peer.read('storea')
+    peer.answer(peer.read('vote'), ([], b'a receipt'))
+    voting()
+    finishing = calls.start(one.tpc_finish, txn)
+    peer.read('tpc_finish')
+    peer.close()
+    peer = host.accept()
+    peer.welcome(tid(5), zeo=('settle',))
+    question = peer.read('settle')
+    assert question.args[0] == b'a receipt'
+    if outcome:
+        peer.send(invalidation_notice(tid(9), [oid(1)]))
+    peer.answer(question, outcome)
+    if outcome:
+        assert finishing() == one.lastTransaction() == tid(9)
+    else:
+        with pytest.raises(ClientDisconnected, match='not committed'):
+            finishing()
+
+
 def test_what_the_database_has_not_heard_of_is_not_served_from_the_cache(
         storage: MakeStorage, calls: Calls) -> None:
     """A commit is in the cache while its callback runs; its load returns when `lastTransaction` shows it."""

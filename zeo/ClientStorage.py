@@ -570,10 +570,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise OutcomeUnknown(f'this transaction may be committed or not ({error})') from error
         if not committed:
             raise ClientDisconnected(f'this transaction was not committed ({error})') from error
-        assert commit.tid is not None
+        # What the server told at vote is the tid, unless it says now which it is.
+        tid = committed if isinstance(committed, bytes) else commit.tid
+        assert tid is not None
         if callback is not None:
-            callback(commit.tid)
-        return commit.tid
+            callback(tid)
+        return tid
 
     # ---- for a server whose storage this is
 
@@ -587,13 +589,13 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         """The tid that a voted transaction will get, if the server can be asked about it."""
         return self._committing(transaction).tid
 
-    def settle(self, tid: bytes, id: Any) -> bool:
+    def settle(self, tid: bytes, id: Any) -> bool | bytes:
         """End a transaction that was to get this tid, if it is in doubt; whether it is committed."""
         if not self.can_settle:
             self._supervisor.wait()
             if not self.can_settle:
                 raise Unsupported('the server cannot be asked what became of a transaction')
-        committed: bool = self._call('settle', tid, id)
+        committed: bool | bytes = self._call('settle', tid, id)
         return committed
 
     def tpc_abort(self, transaction: Any) -> None:

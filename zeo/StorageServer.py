@@ -10,6 +10,8 @@ Threads of a server process, each named for what it does:
 - ``zeo pulse``: one, tells clients that the server lives (`zeo.server.pulse`);
 - ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
 - ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
+- ``zeo poller STORAGE``: one for each storage that other servers write to, too: looks for what they do
+  (`zeo.server.gateway`);
 - ``zeo pack STORAGE`` and the like: one for each request that may take long, while it lasts;
 - ``zeo monitor ADDRESS``: one for each socket of the monitor, beside one for each request of a browser and the
   like, of which there are few at a time (`zeo.server.monitor`).
@@ -18,7 +20,8 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 
 1. the commit lock of a storage (`zeo.server.commitlock`; no thread ever waits in it): from vote to
    finish or abort;
-2. the storage's own locks, inside its calls;
+2. the storage's own locks, inside its calls; for one that other servers write to, that is the gateway's turn
+   to look at the database and to announce, held while the database is asked;
 3. the publisher's mutex: appending an announcement to all outboxes;
 4. a transaction's mutex: one move of its state;
 5. an outbox' mutex: appending or taking; a leaf.
@@ -28,8 +31,9 @@ who sends a blob from its file, in a thread that holds nothing else), and so is 
 progress (`zeo.server.packing`).  All others are leaves, each for what stands beside it: the mutexes inside the
 commit lock, of the list of connections, of a session's jobs that go on beside it, of a line's closing, of what
 TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of how many iterators there are, of the sessions of
-a storage, of the threads for clients, and of lines that are logged seldom, with their hosts.  No storage is
-called and nothing is sent under 3, 4, 5 or a leaf.
+a storage, of the threads for clients, of a gateway's idle readers, and of lines that are logged seldom, with
+their hosts.  The lock for a gateway's oids is held while the database is asked for some, and nothing is taken
+under it.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.
 """
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ from typing import Any
 from zeo.errors import ProtocolError
 from zeo.errors import TlsError
 from zeo.server import addresses as listening
+from zeo.server.gateway import POLL_INTERVAL
 from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import READERS_FRAMES
 from zeo.server.limits import Allowance
@@ -118,8 +123,8 @@ class StorageServer:
     ``storages`` maps names to storages (`ZODB.interfaces.IStorage`), which the server closes in the
     end.  ``addresses`` are ``(host, port)`` (host ``''``: all interfaces; port 0: a free one) or paths
     of Unix domain sockets, whose files get the permissions ``socket_mode``, or sockets that listen already,
-    which the server closes.  The options are explained in start.txt; ``transaction_timeout`` and
-    ``invalidation_age`` are in seconds, None switches them off; without ``roles`` everybody may do everything.
+    which the server closes.  The options are explained in start.txt; ``transaction_timeout``,
+    ``invalidation_age`` and ``poll_interval`` are in seconds, None switches the first two off; without ``roles`` everybody may do everything.
     With ``ssl``, the context of a server (`zeo.wire.certificates.server_context` makes one), TLS is spoken at
     addresses with a port.  With ``measure`` sessions measure how long loads take.
     """
@@ -127,7 +132,7 @@ class StorageServer:
     def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address | socket.socket], *,
                  read_only: bool = False, transaction_timeout: float | None = 30.0,
                  invalidation_queue_size: int = 100, invalidation_age: float | None = None,
-                 client_conflict_resolution: bool = False,
+                 client_conflict_resolution: bool = False, poll_interval: float = POLL_INTERVAL,
                  socket_mode: int = DEFAULT_SOCKET_MODE, ssl: ssl.SSLContext | None = None,
                  limits: Limits = Limits(), roles: Roles = Roles(), measure: bool = False) -> None:
         by_storage: dict[int, Served] = {}
@@ -139,7 +144,7 @@ class StorageServer:
                     name, storage, read_only=read_only, transaction_timeout=transaction_timeout,
                     invalidation_queue_size=invalidation_queue_size,
                     invalidation_age=invalidation_age,
-                    client_conflict_resolution=client_conflict_resolution)
+                    client_conflict_resolution=client_conflict_resolution, poll_interval=poll_interval)
             self._served[name] = served
         self._wanted = list(addresses)
         self._socket_mode = socket_mode

@@ -62,6 +62,7 @@ def test_every_key_is_an_option():
     invalidation-queue-size 7
     invalidation-age 3600
     client-conflict-resolution on
+    poll-interval 0.2
     role admin=/run/zeo.sock
     role read=cn:guest
     max-connections 70
@@ -79,6 +80,7 @@ def test_every_key_is_an_option():
     assert options.read_only and options.client_conflict_resolution
     assert options.transaction_timeout == 2.5
     assert options.invalidation_queue_size == 7 and options.invalidation_age == 3600
+    assert options.poll_interval == 0.2
     assert options.roles == (Rule(Role.ADMIN, path='/run/zeo.sock'), Rule(Role.READ, certificate='guest'))
     assert options.limits == Limits(2**16, 2**31, 70, 7, 3.0, 300.0)
     assert options.user == 'zope' and options.pid_file == '/run/zeo.pid'
@@ -105,7 +107,8 @@ def test_what_is_wrong_about_tls_is_said(capsys, lines, says):
 def test_what_the_file_leaves_out_has_the_same_defaults_as_on_the_command_line():
     options, by_words = asks(ZEO_SECTION + STORAGE), parse(['-p', '9999'])
     for name in ('socket_mode', 'read_only', 'transaction_timeout', 'invalidation_queue_size',
-                 'invalidation_age', 'client_conflict_resolution', 'limits', 'roles', 'user', 'pid_file', 'log', 'debug'):
+                 'invalidation_age', 'client_conflict_resolution', 'limits', 'roles', 'user', 'pid_file', 'log', 'debug',
+                 'poll_interval'):
         assert getattr(options, name) == getattr(by_words, name)
 
 
@@ -123,6 +126,7 @@ def test_a_transaction_timeout_of_0_is_none():
     (['--transaction-timeout=0'], 'transaction_timeout', None),
     (['--invalidation-queue-size=1'], 'invalidation_queue_size', 1),
     (['--invalidation-age=1'], 'invalidation_age', 1),
+    (['--poll-interval=1'], 'poll_interval', 1),
     (['--role=read=9'], 'roles', (Rule(Role.READ, port=9),)),
     (['--idle-timeout=9'], 'limits', Limits(idle_timeout=9)),
     (['-u', 'x'], 'user', 'x'),

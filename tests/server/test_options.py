@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from zeo.server.gateway import POLL_INTERVAL
 from zeo.server.limits import Limits
 from zeo.server.roles import Role
 from zeo.server.roles import Rule
@@ -37,7 +38,7 @@ def test_the_defaults():
     assert not options.debug and not options.read_only and not options.client_conflict_resolution
     assert options.transaction_timeout == 30
     assert options.invalidation_queue_size == 100
-    assert options.invalidation_age is None
+    assert options.invalidation_age is None and options.poll_interval == POLL_INTERVAL
     assert options.limits == Limits() and options.roles == ()
 
 
@@ -53,6 +54,7 @@ def test_the_defaults():
     (None, '--transaction-timeout', '0', 'transaction_timeout', None),
     (None, '--invalidation-queue-size', '7', 'invalidation_queue_size', 7),
     (None, '--invalidation-age', '3600', 'invalidation_age', 3600),
+    (None, '--poll-interval', '.5', 'poll_interval', .5),
     (None, '--tls-certificate', 'c.pem', 'tls_certificate', 'c.pem'),
     (None, '--role', 'write=9999', 'roles', (Rule(Role.WRITE, port=9999),)),
     (None, '--max-connections', '70', 'limits', Limits(max_connections=70)),

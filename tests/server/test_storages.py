@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import types
 
 import pytest
 from ZODB.DemoStorage import DemoStorage
@@ -12,9 +13,12 @@ from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.FileStorage.format import CorruptedDataError
 from ZODB.interfaces import IBlobStorage
+from ZODB.interfaces import IMVCCStorage
 from ZODB.MappingStorage import MappingStorage
+from zope.interface import alsoProvides
 
 from zeo.server import storages
+from zeo.server.configuration import StorageSection
 from zeo.server.options import CannotStart
 from zeo.server.values import StorageName
 
@@ -292,3 +296,70 @@ def test_what_cannot_be_a_folder_for_blobs_is_named(here):
     assert refusal(storages.open_file, str(here / 'Data.fs'), True, str(here / 'blobs')) == (
         f'the folder for blobs {here}/blobs cannot be used: it does not exist; choose another'
         ' folder')
+
+
+# ---- databases that several servers share
+
+
+class Opener:
+    """The section of a storage whose opening fails, each time with the next of these SQLSTATEs."""
+
+    def __init__(self, *codes, keep_history=True):
+        self.codes = list(codes)
+        self.config = types.SimpleNamespace(keep_history=keep_history, getSectionAttributes=lambda: ())
+        self.storage = MappingStorage()
+
+    def open(self):
+        if self.codes:
+            error = RuntimeError('no')
+            error.pgcode = self.codes.pop(0)
+            raise error
+        return self.storage
+
+
+def shared(opener):
+    return StorageSection('main', 'relstorage', 'zeo.conf:7', opener)
+
+
+@pytest.mark.parametrize('codes', [[], ['23505'], ['42P07', 'XX000']])
+def test_two_servers_may_make_the_tables_at_the_same_moment(codes):
+    opener = Opener(*codes)
+    assert storages.open_section(shared(opener)) is opener.storage
+
+
+@pytest.mark.parametrize('codes', [['08006'], [None], ['23505'] * 3])
+def test_other_errors_and_too_many_are_told(codes):
+    with pytest.raises(CannotStart, match='zeo.conf:7: <relstorage main>: RuntimeError: no'):
+        storages.open_section(shared(Opener(*codes)))
+
+
+def test_a_database_without_history_is_refused_before_it_is_touched():
+    section = shared(Opener('never opened', keep_history=False))
+    with pytest.raises(CannotStart, match='zeo.conf:7: .*keep-history true'):
+        storages.open_section(section)
+    assert section.factory.codes
+    assert 'keep-history true' in storages.look_for(section)
+    assert storages.look_for(shared(Opener())) is None
+
+
+def test_one_that_cannot_be_served_is_closed_and_named():
+    class Dumb(MappingStorage):
+        iterator = property()
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    opener = Opener()
+    opener.storage = Dumb()
+    alsoProvides(opener.storage, IMVCCStorage)
+    with pytest.raises(CannotStart, match='zeo.conf:7: <relstorage main>: Dumb cannot be served'):
+        storages.open_section(shared(opener))
+    assert opener.storage.closed
+
+
+def test_how_a_database_is_reached_is_not_told():
+    class RelStorage(MappingStorage):
+        pass
+
+    assert storages.describe(RelStorage("RelStorage: <PostgreSQLAdapter dsn='host=db.example'>")) == 'RelStorage'

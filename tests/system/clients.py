@@ -1,9 +1,11 @@
 """Client storages of both makes, by the same words, and what tests do with any storage."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+from transaction.interfaces import TransientError
 from ZODB.Connection import TransactionMetaData
 from ZODB.utils import z64
 
@@ -11,7 +13,7 @@ import zeo.ClientStorage
 import ZEO.ClientStorage
 from tests.system.servers import PATIENCE, Server, until
 
-__all__ = ['Recorder', 'Task', 'hears_of', 'open_client', 'store', 'vote']
+__all__ = ['Recorder', 'Task', 'hears_of', 'open_client', 'persistently', 'store', 'vote']
 
 
 def open_client(kind: str, server: Server | Any, storage: str = '1', **options: Any) -> Any:
@@ -45,6 +47,19 @@ def store(storage: Any, oid: bytes | None = None, serial: bytes = z64, record: b
 def hears_of(storage: Any, tid: bytes) -> None:
     """Wait until a client knows of a transaction; nothing is asked of the server for it."""
     until(lambda: storage.lastTransaction() >= tid, 'the client hears of a transaction')
+
+
+def persistently(call: Callable[[], Any]) -> Any:
+    """What an application does: again, if it was told that this may help."""
+    pause = threading.Event()
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except TransientError:
+            if time.monotonic() > end:
+                raise
+            pause.wait(.05)
 
 
 class Recorder:

@@ -21,6 +21,7 @@ class Proxy:
         self.pieces = 0
         self.delay = 0.0
         self.connections = 0
+        self.passed = {UP: 0, DOWN: 0}      # bytes; only indicative while more connections than one are in use
         self._flowing = threading.Event()  # cleared: nothing is passed on, and nobody is told
         self._flowing.set()
         self._closed = threading.Event()
@@ -70,6 +71,7 @@ class Proxy:
                     self._flowing.wait()
                     piece, cut = self._until_cut(data[at:at + size], direction)
                     sink.sendall(piece)
+                    self.passed[direction] += len(piece)
                     if cut:
                         return
             sink.shutdown(socket.SHUT_WR)

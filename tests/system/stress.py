@@ -202,7 +202,12 @@ class Worker:
 
     def _transaction(self, manager: Any, connection: Any) -> None:
         if self._chance.random() < .6:
-            seen = read(connection.root(), self._chance)
+            try:
+                seen = read(connection.root(), self._chance)
+            except Discrepancy:
+                # Which object it was, is found in the end.
+                self.remembered.snapshots.append(_everything_seen(connection))
+                raise
             self._remember(connection, seen)
             self.remembered.figures['snapshots'] += 1
         else:
@@ -223,6 +228,12 @@ class Worker:
             snapshots.append(snapshot)
         else:
             snapshots[self._chance.randrange(MEMORY)] = snapshot
+
+
+def _everything_seen(connection: Any) -> Snapshot:
+    known = (connection._cache.get(oid) for oid in connection._cache.cache_data)
+    return u64(connection._storage._start), tuple(
+        (u64(each._p_oid), u64(each._p_serial)) for each in known if each is not None and each._p_changed is not None)
 
 
 def historian(db: ZODB.DB, shared: Shared, scenario: Scenario) -> Remembered:
@@ -362,6 +373,10 @@ class Stage:
         threads, last = self._options.threads, self._options.processes
         return slice(min(place, last) * threads, min(place + 1, last) * threads)
 
+    def address(self, place: int) -> Any:
+        """What the client of a place connects to."""
+        return self._server.address
+
     def start(self, place: int) -> None:
         """Start the process of a place; that of the last place undoes and packs."""
         options = self._options
@@ -370,7 +385,7 @@ class Stage:
         self._before[place] = self.shared.acknowledged[mine]
         slots = range(mine.start, mine.stop)
         kind = ('zeo', 'ZEO')[place % 2] if options.client == 'mixed' else options.client
-        make = Maker(kind, self._server.address, f'{self._scenario.name} {self._started}',
+        make = Maker(kind, self.address(place), f'{self._scenario.name} {self._started}',
                      options.cache_size * 1024, self._scenario.sync)
         process = self._context.Process(
             target=take_part, name=f'stress {place}',
@@ -384,7 +399,7 @@ class Stage:
             places.append(self._options.processes)
         for place in places:
             self.start(place)
-        faults = self._faults()
+        faults = self.faults()
         pause = threading.Event()       # never set: it paces the faults
         patience = time.monotonic() + PATIENCE
         while not self.shared.over.value and not all(self.shared.acknowledged):
@@ -398,7 +413,7 @@ class Stage:
             if faults and time.monotonic() < end:
                 self._chance.choice(faults)()
 
-    def _faults(self) -> list[Callable[[], None]]:
+    def faults(self) -> list[Callable[[], None]]:
         scenario = self._scenario
         return ([self._restart] * scenario.server_restarts + [self._kill_server] * scenario.server_deaths
                 + [self._kill_client] * scenario.client_deaths)
@@ -477,17 +492,20 @@ def play(scenario: Scenario, options: argparse.Namespace, seconds: float) -> Rem
         server.stop()
         if remembered.failures:
             print(f'The server said:\n{server.log}', file=sys.stderr)
-        path = os.path.join(server.folder, 'Data.fs')
-        try:
-            judge(path, remembered)
-        except Discrepancy as discrepancy:
-            remembered.failures.append(f'Discrepancy: {discrepancy}')
+        judge(FileStorage(os.path.join(server.folder, 'Data.fs'), read_only=True), remembered)
         return remembered
 
 
-def judge(path: str, remembered: Remembered) -> None:
-    """Compare what is remembered with the server's file, and the file with what must be true at any time."""
-    with contextlib.closing(ZODB.DB(FileStorage(path, read_only=True))) as db:
+def judge(storage: Any, remembered: Remembered) -> None:
+    """Compare what is remembered with what the server has stored, and that with what must be true at any time."""
+    try:
+        _compare(storage, remembered)
+    except Discrepancy as discrepancy:
+        remembered.failures.append(f'Discrepancy: {discrepancy}')
+
+
+def _compare(storage: Any, remembered: Remembered) -> None:
+    with contextlib.closing(ZODB.DB(storage)) as db:
         note_history(db.storage, remembered.history)
         remembered.figures['revisions checked'] = check_snapshots(remembered.snapshots, remembered.history)
         check_acknowledged(remembered.acknowledged, remembered.history)
@@ -520,10 +538,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [dataclasses.replace(each, sync=False, server_restarts=False)
                   for each in chosen if not each.slow]
 
+    return play_all(chosen, lambda each: play(each, options, options.minutes * 60 / len(chosen)))
+
+
+def play_all(chosen: Sequence[Any], play_one: Callable[[Any], Remembered]) -> int:
+    """Play one scenario after the other, a line of figures for each; the exit status."""
     wrong = 0
     for scenario in chosen:
         begun = time.monotonic()
-        remembered = play(scenario, options, options.minutes * 60 / len(chosen))
+        remembered = play_one(scenario)
         told = ', '.join(f'{value:,} {name}' for name, value in sorted(remembered.figures.items()) if value)
         print(f'{"WRONG" if remembered.failures else "ok":5} {scenario.name:12} '
               f'{time.monotonic() - begun:6.1f} s  {told}', flush=True)

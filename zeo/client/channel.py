@@ -443,7 +443,7 @@ class Channel:
             if notice is not None:
                 notice(*args)
 
-    def _decoded(self, payload: bytes | bytearray) -> tuple[Any, Any, Any, Any]:
+    def _decoded(self, payload: Payload) -> tuple[Any, Any, Any, Any]:
         """A message.  If it cannot be decoded, the call that it answers fails with `ProtocolError`.
 
         If that call would have changed something here, or there is none, it is raised, too: then nobody

@@ -31,6 +31,7 @@ PROGRAM = 'zeo.start'
 
 DEFAULT_TRANSACTION_TIMEOUT = 30.0  # seconds
 DEFAULT_QUEUE_SIZE = 100  # transactions
+DEFAULT_POLL_INTERVAL = 0.05  # seconds
 
 
 class CannotStart(Exception):
@@ -63,6 +64,7 @@ class Options(NamedTuple):
     invalidation_queue_size: int = DEFAULT_QUEUE_SIZE
     invalidation_age: float | None = None  #: seconds; None: as many as the queue holds
     client_conflict_resolution: bool = False
+    poll_interval: float = DEFAULT_POLL_INTERVAL  #: seconds
     tls_certificate: str | None = None  #: this and the next: see `zeo.wire.certificates`
     tls_key: str | None = None
     tls_password_file: str | None = None
@@ -256,6 +258,10 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         '--client-conflict-resolution', action=argparse.BooleanOptionalAction, help=(
             'leave the resolution of write conflicts to the clients, which have the classes'))
+    how.add_argument(
+        '--poll-interval', type=values.some_seconds, metavar='SECONDS', default=DEFAULT_POLL_INTERVAL, help=(
+            'look so often for transactions of other servers, if the storage is a database that they share'
+            ' (default: %(default)g)'))
 
     tls = parser.add_argument_group('TLS, at addresses with a port')
     tls.add_argument('--tls-certificate', type=values.path, metavar='FILE', help=(

@@ -32,6 +32,9 @@ from zope.interface import providedBy
 from zeo.server import blobs
 from zeo.server import conflicts
 from zeo.server.commitlock import CommitLock
+from zeo.server.gateway import POLL_INTERVAL
+from zeo.server.gateway import Gateway
+from zeo.server.gateway import fronted
 from zeo.server.histogram import Histogram
 from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
@@ -98,15 +101,18 @@ class Served:
     limit).  ``invalidation_queue_size`` is how many recent transactions are remembered for clients
     that come back; with ``invalidation_age`` (seconds) the storage itself is asked about those that
     are older than the queue but not older than that.  With ``client_conflict_resolution`` conflicts
-    are sent to the client instead of being resolved here.
+    are sent to the client instead of being resolved here.  A storage that others commit to, too, is looked
+    at each ``poll_interval`` seconds (`zeo.server.gateway`).
     """
 
     def __init__(self, name: str, storage: Any, *, read_only: bool = False,
                  transaction_timeout: float | None = None, invalidation_queue_size: int = 100,
                  invalidation_age: float | None = None,
-                 client_conflict_resolution: bool = False) -> None:
+                 client_conflict_resolution: bool = False,
+                 poll_interval: float = POLL_INTERVAL) -> None:
         self.name = name
-        self.storage = storage
+        self.storage = storage = fronted(storage, poll_interval)
+        self._gateway = storage if isinstance(storage, Gateway) else None
         self._read_only = read_only
         self.client_conflict_resolution = client_conflict_resolution
         self.announces_itself = announces_itself(storage)
@@ -206,7 +212,7 @@ class Served:
     @property
     def extensions(self) -> tuple[str, ...]:
         """What this server can do beyond the protocol for clients that ask for it."""
-        can_settle = self.storage.can_settle if self.asks_further else self._can_choose
+        can_settle = self.storage.can_settle if self.asks_further else self._can_choose or self._keeps_receipts
         return ('verify', 'figures', *(['settle'] if can_settle else []))
 
     def sizes(self) -> dict[str, int]:
@@ -244,6 +250,10 @@ class Served:
     def invalidations_since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         """The answer to ``getInvalidations``: what was changed after ``tid``; None if not known."""
         known = self.publisher.since(tid)
+        if self._gateway is not None and (known is None or tid > known[0]):
+            last_tid = self.publisher.last_tid  # first, as below
+            oids = self._gateway.changed_since(tid)
+            return None if oids is None else (last_tid, oids)
         if known is not None or self._invalidation_age is None or self.announces_itself:
             return known
         age = time.time() - _seconds(tid)
@@ -279,6 +289,10 @@ class Served:
         Nothing has to be ordered here.  The client has registered before, so a change that this
         answer does not know of is announced to it, before the answer or after.
         """
+        if self._gateway is not None:  # one question for all of them
+            pairs = [(revisions[at:at + 8], revisions[at + 8:at + 16]) for at in range(0, len(revisions), 16)]
+            current_ones = self._gateway.current([oid for oid, _ in pairs])
+            return b''.join([oid for oid, tid in pairs if current_ones.get(oid) != tid])
         get_tid = self.storage.getTid
         outdated = []
         for at in range(0, len(revisions), 16):
@@ -293,11 +307,17 @@ class Served:
 
     # ---- the fate of a transaction -------------------------------------------------------
 
-    def choose_tid(self) -> bytes | None:
+    @property
+    def _keeps_receipts(self) -> bool:
+        return self._gateway is not None and self._gateway.keeps_receipts
+
+    def choose_tid(self, meta: Any) -> bytes | None:
         """A tid for a transaction that is about to vote, never chosen before; None: the storage will.
 
         With the commit lock.
         """
+        if self._gateway is not None:
+            self._gateway.promise(meta)
         if not self._can_choose:
             return None
         last_tid = self.storage.lastTransaction() or z64
@@ -316,8 +336,14 @@ class Served:
             del self.committed[next(iter(self.committed))]
         self.committed[tid] = None
 
-    def settle(self, tid: bytes, id: Any) -> bool:
+    def receipt(self, meta: Any, tid: bytes | None) -> bytes | None:
+        """What is told at vote, to be given to `settle`: the tid if it is known, else what finds it."""
+        return tid if self._gateway is None else self._gateway.receipt(meta)
+
+    def settle(self, tid: bytes, id: Any) -> bool | bytes:
         """The answer to ``settle``: whether the transaction that was to get ``tid`` is committed.
+
+        If ``tid`` is a `receipt` of another form, the answer is the tid that it has got, or False.
 
         If it is still voted, on a connection that was lost, it is aborted now, so that the answer is
         final.  It may be asked after a restart, since a tid is chosen once and stays with the
@@ -329,8 +355,10 @@ class Served:
         if self.asks_further:
             # The transaction has the same id there.  Whatever connection it was on there, this one or one
             # that was lost before, nothing can finish it after this answer.
-            committed: bool = self.storage.settle(tid, id)
+            committed: bool | bytes = self.storage.settle(tid, id)
             return committed
+        if self._gateway is not None:
+            return self._gateway.outcome(tid) or False
         if tid in self.committed:
             return True
         with self._transactions(tid, None) as transactions:
@@ -385,6 +413,8 @@ class Served:
         """Start the threads without which a commit could not go on, while there still are threads."""
         self.voter.start()
         self.lock.start()
+        if self._gateway is not None:
+            self._gateway.start()
 
     def run_beside(self, name: str, job: Callable[[], None]) -> None:
         """Run a job that may take long on a thread of its own; `close` waits for it."""

@@ -28,6 +28,7 @@ from ZODB.utils import z64
 from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server import figures
+from zeo.server.backing import Unreachable
 from zeo.server.histogram import Histogram
 from zeo.server.jobs import Jobs
 from zeo.server.limits import Allowance
@@ -206,6 +207,8 @@ class Session:
 
     def _answer(self, message_id: PickledId, result: Any = None,
                 error: BaseException | None = None) -> None:
+        if isinstance(error, Unreachable):
+            self._database_is_lost(error)
         if error is not None:
             frame = messages.error_reply(message_id, error)
         else:
@@ -213,8 +216,16 @@ class Session:
         self.outbox.append(frame)
         self._trace.end(message_id, self.client, error)
 
+    def _database_is_lost(self, error: Unreachable) -> None:
+        """The client waits, or goes to another server, which is what clients do without a connection."""
+        self._refusals.warning('%s: is disconnected: %s', self.client, error)
+        self.outbox.end()
+        self._hang_up()
+
     def _failed(self, message_id: PickledId, name: str, error: Exception) -> None:
-        if not isinstance(error, (POSError, TypeError, ValueError, KeyError)) and self._served is not None:
+        if isinstance(error, Unreachable):
+            self._database_is_lost(error)
+        elif not isinstance(error, (POSError, TypeError, ValueError, KeyError)) and self._served is not None:
             log_failure(self._served, self.client, name, error)
         elif not isinstance(error, EXPECTED) and self._may_log():
             self._refusals.info('%s: %s was refused: %s', self.client, name, _in_words(error))
@@ -498,7 +509,7 @@ class Session:
 
     def settle(self, answer: Answer, tid: bytes, id: Any) -> None:
         assert self._served is not None
-        self._beside('settle', answer, partial(self._served.settle, _tid(tid), id))
+        self._beside('settle', answer, partial(self._served.settle, _bytes(tid), id))
 
     def _finish(self, message_id: PickledId | None, id: Any) -> None:
         self._in_progress(id).finish(message_id)

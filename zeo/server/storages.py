@@ -26,6 +26,9 @@ from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import StorageError
 from zc.lockfile import LockError
 
+from zeo.server import gateway
+from zeo.server import relational
+from zeo.server.backing import sqlstate
 from zeo.server.options import CannotStart
 from zeo.server.privileges import may_serve
 from zeo.server.values import StorageName
@@ -122,7 +125,7 @@ def open_named(name: StorageName) -> Any:
         raise CannotStart(
             f'{name}: {name.attribute} is neither a storage nor something that returns one, but'
             f' {_short_repr(found)}')
-    return found
+    return _fit(name, found)
 
 
 class _blaming:
@@ -144,8 +147,10 @@ class _blaming:
 
 def open_section(section: 'StorageSection') -> Any:
     """The storage of a section of the configuration file."""
+    if problem := _look_for_history(section):
+        raise CannotStart(problem)
     try:
-        return section.factory.open()
+        storage = _open(section)
     except Exception as error:
         logger.debug('%s: cannot be opened', section, exc_info=True)
         file = section.file
@@ -154,6 +159,41 @@ def open_section(section: 'StorageSection') -> Any:
         else:
             why = f'{_short(error)} (-D shows where)'
         raise CannotStart(f'{section}: {why}') from None
+    return _fit(section, storage)
+
+
+def _open(section: 'StorageSection') -> Any:
+    """Open it, once more if another server has been making the same tables at the same moment."""
+    for _ in range(2):
+        try:
+            return section.factory.open()
+        except Exception as error:
+            if sqlstate(error) not in _MADE_TWICE:
+                raise
+            logger.info('%s: once more: %s', section, _short(error))
+    return section.factory.open()
+
+
+#: PostgreSQL's words for it: unique_violation, duplicate_table, duplicate_function, duplicate_object,
+#: internal_error ("tuple concurrently updated").
+_MADE_TWICE = ('23505', '42P07', '42723', '42710', 'XX000')
+
+
+def _look_for_history(section: 'StorageSection') -> str | None:
+    """What `gateway.fronted` would say, before tables are made that are of no use."""
+    if section.kind == 'relstorage' and not getattr(section.factory.config, 'keep_history', True):
+        return f'{section}: {relational.NEEDS_HISTORY}'
+    return None
+
+
+def _fit(source: 'StorageName | StorageSection', storage: Any) -> Any:
+    """The storage; `CannotStart` if it is of a kind that cannot be served."""
+    try:
+        gateway.backing_of(storage)
+    except ValueError as error:
+        storage.close()
+        raise CannotStart(f'{source}: {error}') from None
+    return storage
 
 
 def look_for(source: 'StorageName | StorageSection') -> str | None:
@@ -165,6 +205,8 @@ def look_for(source: 'StorageName | StorageSection') -> str | None:
         except CannotStart as error:
             return str(error)
         return None
+    if problem := _look_for_history(source):
+        return problem
     for file in source.files():
         if problem := look_for_file(os.path.abspath(file.path), bool(file.read_only)):
             return f'{source}: {problem}'
@@ -274,7 +316,8 @@ def describe(storage: Any) -> str:
         name = ' '.join(str(storage.getName()).split())
     except Exception:  # a name is for reading; a storage without one is served all the same
         name = ''
-    return f'{kind} {name}' if name and name != kind else kind
+    # RelStorage's own name for itself is a description of its parts, with the dsn.
+    return f'{kind} {name}' if name and name != kind and not name.startswith(f'{kind}: <') else kind
 
 
 def _short(error: BaseException) -> str:

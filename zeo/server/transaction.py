@@ -28,6 +28,7 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSError
+from ZODB.POSException import ReadConflictError
 from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
@@ -35,6 +36,7 @@ from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 
 from zeo.server import conflicts
+from zeo.server.backing import Unreachable
 from zeo.server.blobs import Uploads
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
@@ -230,11 +232,14 @@ class Transaction:
                 self._report(self._served.storage.tpc_vote(self._meta))
                 if self._served.asks_further:
                     tid = self._served.storage.voted_tid(self._meta) if self._same_id else None
+                elif self._tell_tid:
+                    tid = self._served.receipt(self._meta, tid)
         except BaseException as failure:  # whatever it is, the lock must not be kept
-            error = failure
+            conflicts = self._left_to_the_client(failure)
+            error = None if conflicts else failure
             self._outcome = f'failed: {type(failure).__name__}'
             if isinstance(failure, ConflictError):
-                self._served.statistics.conflicts += 1
+                self._served.statistics.conflicts += not conflicts
             elif not isinstance(failure, POSError):
                 log_failure(self._served, self.client, 'vote', failure)
         if error is None and not conflicts:
@@ -285,7 +290,7 @@ class Transaction:
                 raise StorageError(f'the chosen transaction id {tid.hex()} leaves no room for later ones')
             self._served.method('restore')  # storages without it do not take a tid either
         elif self._tell_tid:
-            tid = self._served.choose_tid()
+            tid = self._served.choose_tid(self._meta)
         if self._served.asks_further:
             storage.tpc_begin(self._meta, tid, self._status, id=self.id if self._same_id else None)
         elif tid is not None:
@@ -297,6 +302,15 @@ class Transaction:
                 raise StorageError('the transaction was given up while it was voting')
             _OPERATIONS[operation](self, *args)
         return tid
+
+    def _left_to_the_client(self, failure: BaseException) -> list[Any]:
+        """The conflict that was found, if it was found only when the storage voted, and the client resolves."""
+        if (not self._served.client_conflict_resolution or not isinstance(failure, ConflictError)
+                or isinstance(failure, ReadConflictError) or failure.serials is None):
+            return []
+        stored = [args[2] for operation, args in self._staging
+                  if operation == 'store' and args[0] == failure.oid][-1:]
+        return [{'oid': failure.oid, 'serials': tuple(failure.serials), 'data': data} for data in stored]
 
     def _report(self, oids: Any) -> None:
         """Note objects that are not stored as the client sent them, as ``tpc_vote`` tells."""
@@ -403,6 +417,10 @@ class Transaction:
                 served.remember(self._told)
             self._outcome = f'committed as {tids[0].hex()}'
             served.statistics.finish.observe(time.perf_counter() - begin)
+        except Unreachable:  # a gateway will find it, if it is committed, and announce it; its client has to ask
+            self._outcome = 'not known here'
+            self._abort_storage()
+            raise
         except BaseException as error:
             of_the_network = isinstance(error, TransientError)  # of a storage that is a client itself
             logger.critical('%s: a transaction failed while it was being finished; everybody is'

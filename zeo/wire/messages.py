@@ -40,7 +40,8 @@ from zeo.wire.framing import frame
 #:     revision is another one (joined).
 #: ``settle``
 #:     ``vote(id, True)`` returns ``(usual result, tid)``; ``settle(tid, id)``, asked on a later
-#:     connection, ends that transaction if it is still in doubt and says whether it is committed.
+#:     connection, ends that transaction if it is still in doubt and says whether it is committed.  In place
+#:     of a tid there may be other bytes; then the answer is the tid, or False.
 #: ``pieces``
 #:     Pieces of blobs may have up to `zeo.wire.pieces.LARGEST` bytes, and ``sendBlob(oid, tid, True)`` is
 #:     answered in such; without that they have `zeo.server.blobs.CHUNK` bytes at most.
@@ -186,7 +187,7 @@ _BEGINS_REPLY = re.compile(
     rb'X\x06\x00\x00\x00\.reply', re.DOTALL).match
 
 
-def answered_by(payload: bytes | bytearray) -> int | None:
+def answered_by(payload: Payload) -> int | None:
     """Which request, with a number for its id, a message answers that cannot be decoded, if one can tell."""
     begins = _BEGINS_REPLY(bytes(payload[:64]))
     return begins and int.from_bytes(begins[begins.lastindex or 0], 'little')
