@@ -1,6 +1,7 @@
 """Fixtures for tests that need real server processes (see tests/system/servers.py)."""
 
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 from tests.system import clients, postgres
 from tests.system.certificates import Certificates
 from tests.system.servers import Pool, Server
+
+# Some tests are about Ctrl-C, which is ignored by what a shell starts in the background, and by its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')

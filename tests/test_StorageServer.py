@@ -201,7 +201,7 @@ def test_who_comes_and_goes_does_not_fill_the_log(
 def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(
         start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def start_no_more(thread: threading.Thread) -> None:
-        if 'process_request_thread' in thread.name:
+        if thread.name == 'zeo spare':
             raise RuntimeError("can't start new thread")
         begin(thread)
 
@@ -314,6 +314,7 @@ def test_idle_connections_are_kept_alive_and_small_frames_are_not_held_back(
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == module.KEEPALIVE_IDLE
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == module.KEEPALIVE_INTERVAL
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == module.KEEPALIVE_COUNT
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == module.VANISHED_AFTER * 1000
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == module.UNSENT
     assert os.get_blocking(sock.fileno())
 

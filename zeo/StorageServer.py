@@ -112,9 +112,13 @@ LAST_WORDS_PATIENCE = 5.0
 #: comes after a blob does not wait for megabytes.
 UNSENT = 128 * 1024
 
-#: TCP keep-alive: after so many idle seconds, every so many seconds, so many times.  A client whose
-#: machine has vanished is found out within `IDLE + INTERVAL * COUNT` seconds.
+#: TCP keep-alive: after so many idle seconds, every so many seconds, so many times.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
+
+#: A client whose machine has vanished is found out within about so many seconds: also if something was sent to it
+#: meanwhile (keep-alive waits for the end of that, which may be a quarter of an hour).  One that lets what was
+#: sent to it lie in the kernel for so long is given up, too.
+VANISHED_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_COUNT
 
 
 class StorageServer:
@@ -527,7 +531,8 @@ def _set_options(listening: socket.socket) -> None:
         return
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in [('TCP_NODELAY', 1), ('TCP_NOTSENT_LOWAT', UNSENT), ('TCP_KEEPIDLE', KEEPALIVE_IDLE),
-                          ('TCP_KEEPINTVL', KEEPALIVE_INTERVAL), ('TCP_KEEPCNT', KEEPALIVE_COUNT)]:
+                          ('TCP_KEEPINTVL', KEEPALIVE_INTERVAL), ('TCP_KEEPCNT', KEEPALIVE_COUNT),
+                          ('TCP_USER_TIMEOUT', VANISHED_AFTER * 1000)]:
         if hasattr(socket, option):
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 

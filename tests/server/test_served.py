@@ -367,7 +367,7 @@ def test_a_tid_is_chosen_once_though_the_clock_is_behind_and_the_server_was_kill
     chosen = set()
     for _ in range(5):
         served = Served('1', storage)  # as after a restart
-        first, second = served.choose_tid(), served.choose_tid()
+        first, second = served.choose_tid(TransactionMetaData()), served.choose_tid(TransactionMetaData())
         assert first is not None and second is not None and future < first < second < p64(u64(future) + 2**33)
         assert u64(second) == u64(first) + 1
         chosen.add(first)

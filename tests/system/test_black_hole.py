@@ -1,9 +1,11 @@
-"""A server whose machine vanishes from the network without a word: a network of the test's own."""
+"""A server, or a client, whose machine vanishes from the network without a word: a network of the test's own."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from tests.system.servers import PATIENCE, ROOT, Log
 from zeo.client.dialing import DEAD_AFTER
+from zeo.StorageServer import VANISHED_AFTER
 
 pytestmark = [
     pytest.mark.soak,
@@ -62,30 +65,47 @@ def machines() -> Iterator[tuple[str, str]]:
             subprocess.run(['ip', 'netns', 'del', name], capture_output=True, timeout=PATIENCE)
 
 
-@pytest.mark.parametrize('state', ['calling', 'idle'])
-def test_a_server_that_vanished_is_found_out_in_the_stated_time(
-        machines: tuple[str, str], tmp_path: Path, state: str) -> None:
+@contextlib.contextmanager
+def connected(machines: tuple[str, str], folder: Path, state: str) -> Iterator[tuple[Log, subprocess.Popen[str]]]:
+    """The log of a server there, and a client of it here that waits for a line."""
     here, there = machines
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     server = subprocess.Popen(
         ['ip', 'netns', 'exec', there, sys.executable, '-m', 'zeo.start', '-h', '10.99.0.2', '-p', '9999',
-         '-u', 'root', 'Data.fs'], cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
+         '-u', 'root', 'Data.fs'], cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
     log = Log(server.stderr)
     log.wait_for('ready on')
     client = subprocess.Popen(
         ['ip', 'netns', 'exec', here, sys.executable, '-c', CLIENT, '10.99.0.2', state], env=environment,
         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert client.stdin is not None and client.stdout is not None
+    assert client.stdout is not None
     try:
         assert client.stdout.readline() == 'connected\n'
-        ip('-n', there, 'addr', 'flush', 'dev', 'cable')  # nobody answers there any more
-        print('', file=client.stdin, flush=True)
-        said = client.stdout.readline()
-        assert said.startswith('found out after ')
-        assert float(said.split()[3]) < DEAD_AFTER + 10
+        yield log, client
     finally:
         client.kill()
         client.communicate(timeout=PATIENCE)
         server.kill()
         server.wait(PATIENCE)
         log.join()
+
+
+@pytest.mark.parametrize('state', ['calling', 'idle'])
+def test_a_server_that_vanished_is_found_out_in_the_stated_time(
+        machines: tuple[str, str], tmp_path: Path, state: str) -> None:
+    with connected(machines, tmp_path, state) as (_, client):
+        assert client.stdin is not None and client.stdout is not None
+        ip('-n', machines[1], 'addr', 'flush', 'dev', 'cable')  # nobody answers there any more
+        print('', file=client.stdin, flush=True)
+        said = client.stdout.readline()
+        assert said.startswith('found out after ')
+        assert float(said.split()[3]) < DEAD_AFTER + 10
+
+
+def test_a_client_that_vanished_is_found_out_in_the_stated_time(machines: tuple[str, str], tmp_path: Path) -> None:
+    with connected(machines, tmp_path, 'idle') as (log, _):
+        log.wait_for('uses storage')
+        ip('-n', machines[0], 'link', 'set', 'cable', 'down')
+        began = time.monotonic()
+        log.wait_for(': lost: ', VANISHED_AFTER + 60)
+        assert time.monotonic() - began < VANISHED_AFTER + 20

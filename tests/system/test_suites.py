@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from tests.system import suites
 
 
@@ -19,6 +21,7 @@ class TestServerHex(suites.OurClient, suites.StorageSuites):
     server: dict[str, Any] = {'wrapper': 'HexStorage'}
 
 
+@pytest.mark.soak  # TestServerHex does the same at the other end
 class TestClientHex(suites.ClientHex, suites.OurClient, suites.StorageSuites):
     """The client is in such a wrapper."""
 
