@@ -34,6 +34,8 @@ polls, so that its reply does not have to wait for that.
 been announced to it before it is answered.*  *Proof:* the poll whose end is waited for began after the
 question: `catch_up` counts them.  QED.
 
+All three are checked exhaustively, within small bounds, by a model (`tests/models/gateway.pml`).
+
 If a database is reached that does not have the last announced transaction, or none so late, nothing is read
 from it (`zeo.server.relational`).
 """
