@@ -115,8 +115,8 @@ UNSENT = 128 * 1024
 #: TCP keep-alive: after so many idle seconds, every so many seconds, so many times.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
-#: So many seconds the kernel waits for a client's machine to acknowledge what was sent (keep-alive waits for the end of that, which may be a quarter of an hour).  One that lets what was
-#: sent to it lie in the kernel for so long is given up, too.
+#: So many seconds the kernel is to wait for a client's machine to acknowledge what was sent to it: keep-alive
+#: begins only after that.  A client that lets what was sent lie in the kernel for so long is given up, too.
 VANISHED_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_COUNT
 
 
