@@ -18,7 +18,7 @@ from ZODB import DB
 from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import POSError
 from ZODB.tests.MinPO import MinPO
-from ZODB.utils import load_current, z64
+from ZODB.utils import load_current
 
 from tests.system.clients import Task, hears_of, open_client, persistently, store, vote
 from tests.system.postgres import Cluster, Host, hosts, open_directly, relstorage
