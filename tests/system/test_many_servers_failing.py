@@ -24,6 +24,7 @@ from tests.system.clients import Task, hears_of, open_client, persistently, stor
 from tests.system.postgres import Cluster, Host, hosts, open_directly, relstorage
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import until
+from tests.system.test_many_servers import Witness
 from zeo import ClientDisconnected, OutcomeUnknown
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')  # stock clients sometimes leave a file open
@@ -312,3 +313,35 @@ def test_a_database_that_is_older_than_the_client_is_refused(
             proxy.reset()
             with pytest.raises(TransientError):
                 load_current(storage, storage.new_oid() if kind == 'zeo' else b'\0' * 7 + b'\xfe')
+
+
+def test_what_was_packed_before_a_server_looked_is_not_told_by_halves(two: list[Host]) -> None:
+    """Transactions that it has missed have not all of their objects any more: nobody may see a state between them."""
+    here, there = (open_client('zeo', server) for server in two)
+    witness = Witness()
+    with contextlib.closing(DB(here)) as db, contextlib.closing(there):
+        with db.transaction() as connection:
+            root = connection.root()
+            root['a'], root['b'] = one, other = MinPO(0), MinPO(0)
+        oids = {one._p_oid, other._p_oid}
+        hears_of(there, here.lastTransaction())
+        for oid in oids:
+            load_current(there, oid)
+        there.registerDB(witness)
+        process = two[1].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with db.transaction() as connection:    # both
+                connection.root()['a'].value = connection.root()['b'].value = 1
+            with db.transaction() as connection:    # and one of them again
+                connection.root()['b'].value = 2
+            db.pack()
+        finally:
+            process.send_signal(signal.SIGCONT)
+        hears_of(there, here.lastTransaction())
+        told = [set(each) for _, each in witness.told]
+        assert not told or oids <= told[0], told
+        for oid in oids:
+            assert persistently(lambda: load_current(there, oid)) == load_current(here, oid)
+        assert 'was packed before this server had looked' in str(two[1].log)
