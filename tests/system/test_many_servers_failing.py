@@ -302,7 +302,7 @@ def test_a_database_that_is_older_than_the_client_is_refused(
         oid = direct.new_oid()
         old = store(direct, oid)
     standby = cluster.database(like=database)
-    with Host('zeo', {'1': relstorage(cluster.dsn(standby))}, unix=True) as behind, \
+    with Host('zeo', {'1': relstorage(cluster.dsn(standby))}) as behind, \
             Host('zeo', {'1': relstorage(cluster.dsn(database))}) as first, Proxy(first.address) as proxy:
         addresses = [proxy.address, behind.address]
         options = {'client': 'known', 'var': str(tmp_path), 'wait_timeout': 3}
