@@ -5,8 +5,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,6 +20,7 @@ from ZODB.tests.MinPO import MinPO
 from ZODB.utils import load_current
 
 from tests.system.clients import Task, hears_of, open_client, persistently, store, vote
+from tests.system.cuts import Attempts, commit
 from tests.system.postgres import Cluster, Host, hosts, open_directly, relstorage
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import until
@@ -44,53 +44,24 @@ def two(cluster: Cluster, database: str) -> Iterator[list[Host]]:
         yield servers
 
 
-def commit(storage: Any, oid: bytes, serial: bytes, record: bytes, before_finish: Callable[[], object]) -> bytes:
-    meta = vote(storage, oid, serial, record)
-    try:
-        before_finish()
-        tid: bytes = storage.tpc_finish(meta)
-    except BaseException:
-        storage.tpc_abort(meta)
-        raise
-    return tid
-
-
 # ---- the fate of a commit -----------------------------------------------------------------
 
 
 def test_another_server_is_asked_what_became_of_a_commit_and_tells_the_truth(two: list[Host]) -> None:
-    outcomes: Counter[str] = Counter()
-    with contextlib.closing(open_client('zeo', two[1])) as direct, Proxy(two[0].address) as proxy:
-        oid = direct.new_oid()
-        serial = store(direct, oid, record=b'0')
-        for number, (direction, cut) in enumerate(
-                [(UP, cut) for cut in range(0, 180, 20)] + [(DOWN, cut) for cut in range(0, 120, 20)]):
+    with contextlib.closing(open_client('zeo', two[1], server_sync=True)) as direct, Proxy(two[0].address) as proxy:
+        attempts = Attempts(direct)
+        for direction, cut in [(UP, cut) for cut in range(0, 180, 20)] + [(DOWN, cut) for cut in range(0, 120, 20)]:
             proxy.target = two[0].address
             with contextlib.closing(open_client('zeo', [proxy.address, two[1].address])) as storage:
-                hears_of(storage, serial)
+                hears_of(storage, attempts.serial)
 
                 def lose(direction: str = direction, cut: int = cut) -> None:
                     proxy.target = NOBODY       # whoever comes back comes to the other server
                     proxy.cut_after(cut, direction)
 
-                record = b'attempt %d' % number
-                try:
-                    tid = commit(storage, oid, serial, record, lose)
-                except OutcomeUnknown:
-                    raise AssertionError(f'the outcome is not known, {direction} cut after {cut} bytes') from None
-                except ClientDisconnected:
-                    outcomes['not committed'] += 1
-                    direct.ping()
-                    assert load_current(direct, oid)[1] == serial
-                else:
-                    outcomes['committed'] += 1
-                    direct.ping()
-                    assert load_current(direct, oid) == (record, tid)
-                    assert storage.lastTransaction() >= tid
-                    assert load_current(storage, oid) == (record, tid)
-                    serial = tid
+                attempts.commit(storage, cut, lose)
             proxy.mend()
-        assert outcomes['not committed'] and outcomes['committed'], outcomes
+        attempts.judge()
 
 
 def test_a_server_that_is_only_slow_cannot_finish_what_another_has_said_is_not_committed(two: list[Host]) -> None:

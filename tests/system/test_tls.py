@@ -6,7 +6,6 @@ import random
 import socket
 import ssl
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +19,11 @@ from ZODB.POSException import ConflictError
 
 from tests.system.certificates import Certificates
 from tests.system.clients import Task, hears_of, open_client, store
+from tests.system.cuts import EXCHANGE, Attempts
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import PATIENCE, Server, file_storage, until
-from tests.system.test_fate import EXCHANGE, commit
 from tests.wire.test_tls import limited
-from zeo import ClientDisconnected, OutcomeUnknown, backup, copy, pack, status
+from zeo import ClientDisconnected, backup, copy, pack, status
 from zeo.ClientStorage import ClientStorage
 from zeo.wire.certificates import client_context
 
@@ -136,30 +135,18 @@ def test_wherever_the_stream_is_cut_the_outcome_is_told_truly(
         server: Server, certificates: Certificates, direction: str) -> None:
     """A sample of what test_fate does without TLS: a cut may be anywhere in an encrypted record."""
     options = {'ssl': context(certificates), 'ssl_server_hostname': 'localhost'}
-    outcomes: Counter[str] = Counter()
     direct = ClientStorage(server.address, server_sync=True, **options)  # type: ignore[arg-type]
-    oid = direct.new_oid()
-    serial = store(direct, oid, record=b'0')
+    attempts = Attempts(direct)
     with Proxy(server.address) as proxy:  # type: ignore[arg-type]
         for cut in range(0, EXCHANGE[direction] + 150, 23):
             storage = ClientStorage(proxy.address, **options)  # type: ignore[arg-type]
-            record = b'after %d' % cut
             storage.sync()
             proxy.cut_after(cut, direction)
-            try:
-                serial = commit(storage, oid, serial, record)
-                assert storage.load(oid) == (record, serial)
-                outcomes['committed'] += 1
-            except OutcomeUnknown:
-                raise AssertionError(f'the outcome is not known, cut after {cut} bytes') from None
-            except ClientDisconnected:
-                outcomes['not committed'] += 1
-            direct.sync()
-            assert direct.load(oid)[1] == serial
+            attempts.commit(storage, cut)
             proxy.mend()
             storage.close()
     direct.close()
-    assert outcomes['not committed'] and outcomes['committed'], outcomes
+    attempts.judge()
 
 
 def test_bytes_that_come_one_by_one_are_put_together(server: Server, certificates: Certificates) -> None:
