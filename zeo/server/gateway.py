@@ -189,7 +189,7 @@ class Gateway(Reading, Writing):
             generation = self._known[0] + 1
             self._known = generation, self.announced
             publish(own)
-            self._known = generation, max(own, self.announced)
+            self._known = generation, own
         self._polled = number
 
     def _look(self) -> View:
