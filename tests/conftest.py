@@ -1,7 +1,9 @@
 """Fixtures for tests that need real server processes (see tests/system/servers.py)."""
 
+import contextlib
 import gc
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,10 +11,27 @@ import pytest
 
 from tests.system import clients, postgres
 from tests.system.certificates import Certificates
-from tests.system.servers import Pool, Server
+from tests.system.servers import Pool, Server, until
 
 # Some tests are about Ctrl-C, which is ignored by what a shell starts in the background, and by its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    """Whoever opens a client or a server closes it."""
+    before = set(threading.enumerate())
+    yield
+
+    def left() -> list[str]:
+        return [thread.name for thread in threading.enumerate()
+                if thread not in before and thread.name.startswith('zeo')]
+
+    if left():
+        gc.collect()
+        with contextlib.suppress(AssertionError):
+            until(lambda: not left(), 'they have ended', 10)
+        assert not left()
 
 
 @pytest.fixture(scope='session')

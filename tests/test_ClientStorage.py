@@ -30,7 +30,6 @@ from zope.interface.verify import verifyObject
 from tests.client.conftest import Calls
 from tests.client.conftest import calls
 from tests.client.conftest import host
-from tests.client.peer import INFO
 from tests.client.peer import PATIENCE
 from tests.client.peer import Host
 from tests.client.peer import Peer

@@ -216,6 +216,7 @@ def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(
         with socket.create_connection(server.addresses[0]) as sock:  # type: ignore[arg-type]
             assert sock.recv(1) == b''
         peer.call('ping')
+    until(lambda: len(waits) == 10, 'the last one was noticed')
     monkeypatch.undo()
     connect(server).call('ping')
     assert [record.getMessage().partition(': ')[2] for record in caplog.records if record.levelname != 'INFO'] == [

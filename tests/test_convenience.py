@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import transaction
+from ZODB.blob import Blob
 from ZODB.MappingStorage import MappingStorage
 
 import zeo
@@ -90,6 +91,29 @@ def test_a_wrong_database_option_leaves_nothing_behind(address):
 def test_a_path_and_a_storage_exclude_each_other():
     with pytest.raises(TypeError):
         zeo.server('Data.fs', storage=MappingStorage())
+    with pytest.raises(TypeError):
+        zeo.server(storage=MappingStorage(), blob_dir='blobs')
+
+
+@pytest.mark.parametrize('path', [None, 'Data.fs'])
+def test_blobs_need_a_folder_at_either_side(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    address, stop = zeo.server(path, blob_dir='blobs')
+    for folder in 'one', 'two':
+        db = zeo.DB(address, blob_dir=folder)
+        with db.transaction() as connection:
+            with connection.root().setdefault('blob', Blob(b'beginning')).open() as file:
+                assert file.read() == b'beginning'
+        db.close()
+    stop()
+    assert list((tmp_path / 'blobs').rglob('*.blob'))
+
+
+def test_the_name_of_the_storage_may_come_second(address):
+    for open_it in zeo.client, zeo.DB, zeo.connection:
+        open_it(address, '1').close()
+        with pytest.raises(zeo.ClientStorageError, match='has no storage shop'):
+            open_it(address, 'shop')
 
 
 def test_an_address_that_is_in_use_is_an_error_and_closes_the_storage(address):

@@ -483,6 +483,8 @@ class TestRoot:
         status.ready()
         assert effective_user(status.pid) == {'nobody'}
         status.end()
+        log = folder / 'log'
+        until(lambda: log.exists() and 'ready on' in log.read_text(), 'it is ready')
         server.signal(signal.SIGTERM)
         assert server.status() == 0
         assert {owner(folder / name) for name in ('Data.fs', 'log', 'profile')} == {'nobody'}

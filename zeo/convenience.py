@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from zeo.ClientStorage import ClientStorage
 
 
-def client(addr: Any, **options: Any) -> ClientStorage:
+def client(addr: Any, storage: str = '1', **options: Any) -> ClientStorage:
     """A `zeo.ClientStorage.ClientStorage`, with its options."""
     from zeo.ClientStorage import ClientStorage
 
-    return ClientStorage(addr, **options)
+    return ClientStorage(addr, storage, **options)
 
 
-def DB(addr: Any, *, database: Mapping[str, Any] | None = None, **options: Any) -> Any:
+def DB(addr: Any, storage: str = '1', *, database: Mapping[str, Any] | None = None, **options: Any) -> Any:
     """A `ZODB.DB` over the server at ``addr``; the options are those of the storage.
 
     ``database`` holds options of the `ZODB.DB` itself, such as ``cache_size``.
     """
     import ZODB
 
-    storage = client(addr, **options)
+    opened = client(addr, storage, **options)
     try:
-        return ZODB.DB(storage, **(database or {}))
+        return ZODB.DB(opened, **(database or {}))
     except BaseException:
-        storage.close()
+        opened.close()
         raise
 
 
-def connection(addr: Any, **options: Any) -> Any:
+def connection(addr: Any, storage: str = '1', **options: Any) -> Any:
     """An open connection to a database of its own (see `DB`), which is closed with the connection."""
-    db = DB(addr, **options)
+    db = DB(addr, storage, **options)
     try:
         return db.open_then_close_db_when_connection_closes()
     except BaseException:
@@ -52,12 +52,13 @@ def connection(addr: Any, **options: Any) -> Any:
 
 
 def server(path: str | None = None, *, address: tuple[str, int] | str = ('localhost', 0),
-           storage: Any = None, **options: Any) -> tuple[Any, Callable[[], None]]:
+           storage: Any = None, blob_dir: str | None = None, **options: Any) -> tuple[Any, Callable[[], None]]:
     """Serve a database from threads of this process; returns its address and a function that ends it.
 
     ``path`` is that of a FileStorage; without it, and without a ``storage``, the data is in memory and
-    gone in the end.  ``address`` is where to listen: ``(host, port)``, with port 0 for a free one, or
-    the path of a Unix domain socket.  The options are those of `zeo.StorageServer.StorageServer`.
+    gone in the end.  Blobs are kept in the folder ``blob_dir``.  ``address`` is where to listen:
+    ``(host, port)``, with port 0 for a free one, or the path of a Unix domain socket.  The options are
+    those of `zeo.StorageServer.StorageServer`.
 
     Raises `OSError` if the address cannot be listened on, and what FileStorage raises.
     """
@@ -68,12 +69,16 @@ def server(path: str | None = None, *, address: tuple[str, int] | str = ('localh
             from ZODB.MappingStorage import MappingStorage
 
             storage = MappingStorage()
+            if blob_dir is not None:
+                from ZODB.blob import BlobStorage
+
+                storage = BlobStorage(blob_dir, storage)
         else:
             from ZODB.FileStorage import FileStorage
 
-            storage = FileStorage(path)
-    elif path is not None:
-        raise TypeError('either a path or a storage can be served, not both')
+            storage = FileStorage(path, blob_dir=blob_dir)
+    elif path is not None or blob_dir is not None:
+        raise TypeError('either a path, with a folder for blobs, or a storage can be served, not both')
     try:
         serving = StorageServer({'1': storage}, [address], **options)
     except BaseException:

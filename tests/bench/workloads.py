@@ -15,7 +15,7 @@ from tests.bench import jobs
 from tests.bench.measure import Cpu, Worker, all_call, median, open_files, percentile
 from tests.bench.measure import resident_bytes, wait_until, workers
 from tests.bench.peers import Peer, connect_many, first_contact, free_port
-from tests.bench.sides import Address, Population, Server, Side, end, folder, launch, oids, populate
+from tests.bench.sides import Address, Population, Side, end, folder, launch, oids, populate
 from tests.bench.sides import serving
 
 Sample = dict[str, float]

@@ -426,7 +426,7 @@ def test_no_moment_at_which_it_is_killed_makes_it_say_anything_wrong(tmp_path: P
     """Every write is cut off after each of its bytes, or is lost while later ones are not."""
     caplog.set_level(logging.CRITICAL)
     writes: list[tuple[int, bytes]] = []
-    pwrite, truncate = os.pwrite, os.ftruncate
+    pwrite = os.pwrite
     monkeypatch.setattr('zeo.client.cachefile.COLLECTED', 1)
     monkeypatch.setattr(os, 'pwrite', lambda fd, data, offset: writes.append((offset, data)) or pwrite(fd, data, offset))
     truth = Truth()

@@ -213,9 +213,8 @@ def test_a_leader_wakes_the_sleeper_whose_reply_it_reads(line: Line, calls: Call
     assert first() == 1
 
 
-def test_who_parks_just_when_the_leader_has_left_reads_itself(
-        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The leader frees the turn after the other found it taken, and before it has parked."""
+def slow_to_park(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Who finds the turn taken sets the first of the events, and parks when the second is set."""
     found_taken, may_park = threading.Event(), threading.Event()
 
     class LateSleeper(Sleeper):
@@ -225,6 +224,13 @@ def test_who_parks_just_when_the_leader_has_left_reads_itself(
             super().__init__()
 
     monkeypatch.setattr(module, 'Sleeper', LateSleeper)
+    return found_taken, may_park
+
+
+def test_who_parks_just_when_the_leader_has_left_reads_itself(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader frees the turn after the other found it taken, and before it has parked."""
+    found_taken, may_park = slow_to_park(monkeypatch)
     first = calls.start(line.channel.call, 'first')
     first_message = line.peer.read('first')
     second = calls.start(line.channel.call, 'second')
@@ -239,15 +245,7 @@ def test_who_parks_just_when_the_leader_has_left_reads_itself(
 
 def test_who_parks_just_when_its_reply_was_read_does_not_sleep(
         line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    found_taken, may_park = threading.Event(), threading.Event()
-
-    class LateSleeper(Sleeper):
-        def __init__(self) -> None:
-            found_taken.set()
-            assert may_park.wait(PATIENCE)
-            super().__init__()
-
-    monkeypatch.setattr(module, 'Sleeper', LateSleeper)
+    found_taken, may_park = slow_to_park(monkeypatch)
     first = calls.start(line.channel.call, 'first')
     first_message = line.peer.read('first')
     second = calls.start(line.channel.call, 'second')

@@ -282,9 +282,36 @@ def test_callers_do_not_wait_longer_than_agreed_and_hear_why(
     waiting = calls.start(one.supervisor.wait)
     peer = host.accept()
     peer.greet()
-    peer.refuse(peer.read('register'), ValueError('unknown storage: 1'))
-    with pytest.raises(ClientStorageError, match='unknown storage'):
+    peer.refuse(peer.read('register'), ValueError('not today'))
+    with pytest.raises(ClientStorageError, match='not today'):
         waiting()
+
+
+def test_callers_do_not_wait_for_a_storage_that_the_only_server_has_never_had(
+        client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host, wait_timeout=1e6)
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    peer.greet()
+    peer.refuse(peer.read('register'), ValueError('unknown storage: 1'))
+    with pytest.raises(ClientStorageError, match=r'^the server at 127\.0\.0\.1:\d+ has no storage 1$'):
+        waiting()
+    # It is looked for all the same: who comes later may have more luck.
+    peer = host.accept()
+    peer.welcome(tid(5))
+    until(lambda: one.supervisor.link is not None, 'the storage is there')
+
+
+def test_callers_wait_for_a_storage_that_the_server_has_had(client: MakeClient, host: Host, calls: Calls) -> None:
+    one = client(host)
+    ready(one, host).close()
+    until(lambda: one.supervisor.link is None, 'the loss is noticed')
+    waiting = calls.start(one.supervisor.wait)
+    peer = host.accept()
+    peer.greet()
+    peer.refuse(peer.read('register'), ValueError('unknown storage: 1'))
+    host.accept().welcome(tid(5))
+    assert waiting() is one.connected[1]
 
 
 @pytest.mark.parametrize('seconds', [1e10, math.inf])

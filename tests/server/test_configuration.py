@@ -341,7 +341,7 @@ def test_looking_for_a_storage_opens_and_makes_nothing(folder):
 
 
 def test_files_are_looked_for_in_sections_within_sections(folder):
-    [section] = asks(ZEO_SECTION + f'''
+    [section] = asks(ZEO_SECTION + '''
 <blobstorage outer>
     blob-dir blobs
     <demostorage>

@@ -184,7 +184,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize('protocol', [2, 3])
-@pytest.mark.parametrize('value', VALUES, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize('value', VALUES, ids=lambda value: type(value).__name__)
 def test_states_of_plain_values_are_resolved(value: Any, protocol: int) -> None:
     old, saved = record(Keeper, {'value': 1}, protocol), record(Keeper, {'value': 2}, protocol)
     new = record(Keeper, {'value': value, 'again': [value]}, protocol)

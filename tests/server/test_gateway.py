@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.server.talk import oid
 from zeo.server import gateway
 from zeo.server import reading
 from zeo.server.backing import Backing
+from zeo.server.backing import Change
 from zeo.server.backing import View
 from zeo.server.gateway import Gateway
 from zeo.server.gateway import backing_of
@@ -465,6 +467,45 @@ def test_nobody_and_nothing_is_kept_if_the_database_goes_on_from_another_past(
     assert again.registered == p64(u64(lost) + 1) and later
     assert again.load(oid(1)) == (b'other', again.registered, None)
     assert again.call('getInvalidations', lost) is None    # who knows it cannot be told what changed since
+
+
+class Forgetful(Backing):
+    """One that cannot tell any more what some transactions changed."""
+
+    forgets = False
+
+    def changes(self, view: View, after: bytes) -> Iterator[Change]:
+        if self.forgets and self.newest(view) > after:
+            raise Discontinued('it was packed')
+        return super().changes(view, after)
+
+
+@pytest.mark.parametrize('more', [0, 1])
+def test_a_commit_that_finds_out_is_made_and_everybody_begins_afresh(
+        serve: Serve, connect: Connect, database: Database, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture, more: int) -> None:
+    monkeypatch.setattr('zeo.server.gateway.Backing', Forgetful)
+    served = serve(database.root(), poll_interval=NEVER)
+    peer, other = connect(served), connect(served)
+    front = served.storage
+    before = front._known[0]
+    peer.begin(1, (oid(1), z64, b'record'))
+    peer.call('vote', 1)
+    front._backing.forgets = True
+    if more:    # somebody else's, of which the same look tells
+        look = front._look
+        monkeypatch.setattr(front, '_look', lambda: (database.somebody_commits(oid(2)), look())[1])
+    peer.ask('tpc_finish', 1)
+    peer.wait_for_end()
+    other.wait_for_end()
+    monkeypatch.undo()
+    front._backing.forgets = False
+    assert 'it was packed; everybody is disconnected' in caplog.text
+    newest = database.transactions[-1][0]
+    assert front.announced == newest and front._known[0] > before
+    again = connect(served)
+    assert again.registered == newest and again.load(oid(1))[0] == b'record'
+    again.commit(oid(3), b'next')   # the commit lock is free
 
 
 # ---- the rest

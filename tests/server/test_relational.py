@@ -184,13 +184,20 @@ def test_changes_come_in_order_each_with_its_objects(monkeypatch: pytest.MonkeyP
 
     def rows(known: int, most: int, seen: int) -> Rows:
         tids = [tid for tid in table if tid >= known][:most]
-        return [(tid, oid) for tid in tids for oid in (table[tid] if tid > seen else []) or [None]]
+        return [(tid, False, oid) for tid in tids for oid in (table[tid] if tid > seen else []) or [None]]
 
     backing, view, cursor = opened(LEFT=rows)
     expected = [(p64(tid), list(map(p64, oids))) for tid, oids in table.items()]
     assert list(backing.changes(view, p64(1))) == expected[1:]
     assert list(backing.changes(view, p64(5))) == []
     assert len(cursor.asked) == 4
+
+
+def test_what_was_packed_before_anybody_looked_is_not_told_by_halves() -> None:
+    backing, view, cursor = opened(LEFT=[(3, True, None), (4, True, 10), (5, True, 11), (6, False, 10)])
+    assert list(backing.changes(view, p64(5))) == [(p64(6), [p64(10)])]
+    with pytest.raises(relational.Discontinued, match='transaction 0000000000000004 was packed before'):
+        next(backing.changes(view, p64(3)))
 
 
 def test_what_changed_since_is_bounded_and_only_told_of_known_transactions() -> None:

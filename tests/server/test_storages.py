@@ -51,6 +51,12 @@ def test_a_file_is_created_if_need_be(here):
     assert os.path.exists('Data.fs')
 
 
+def test_a_file_that_is_still_empty_is_opened_again_without_a_warning(here, caplog):
+    for _ in range(3):
+        storages.open_file(str(here / 'Data.fs'), False).close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_a_file_opened_for_reading_is_not_created(here):
     path = str(here / 'Data.fs')
     assert refusal(storages.open_file, path, True) == (

@@ -81,7 +81,7 @@ class Account:
 
 
 @contextlib.contextmanager
-def watched(server: Server, account: Account) -> Iterator[None]:
+def watched(server: Server, account: Account, kept: int = KEPT) -> Iterator[None]:
     """The server must have no more threads and files afterwards than before, and about the same memory."""
     pid = server.process.pid
     account.before = Resources.of(pid)
@@ -96,7 +96,7 @@ def watched(server: Server, account: Account) -> Iterator[None]:
         pass
     account.expect(account.after.threads <= account.before.threads, f'threads: {account.after}')
     account.expect(account.after.files <= account.before.files, f'files: {account.after}')
-    account.expect(account.after.memory <= account.before.memory + KEPT, f'memory: {account.after}')
+    account.expect(account.after.memory <= account.before.memory + kept, f'memory: {account.after}')
 
 
 @contextlib.contextmanager

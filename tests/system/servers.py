@@ -61,6 +61,16 @@ def figures(pid: int) -> dict[str, int]:
             'files': len(os.listdir(folder / 'fd'))}
 
 
+# Runs ``zeo.start`` with other values for some of its constants.
+START = """
+import sys
+import zeo.StorageServer, zeo.server.threads
+{}
+import zeo.start
+sys.exit(zeo.start.main())
+"""
+
+
 class Storage(NamedTuple):
     """A storage that a server shall serve, in the words of either kind of server."""
 
@@ -150,6 +160,10 @@ class Server:
     address: Address
     log: Log
 
+    #: Constants of zeo's modules, by their full names, that its processes shall have other values of: tests that wait
+    #: for the server to lose its patience need not do so for as long as it is in real life.
+    constants: dict[str, float] = {}
+
     def __init__(self, kind: str = 'zeo', storages: dict[str, Storage] | None = None, *,
                  unix: bool = False, both: bool = False, host: str = '127.0.0.1', folder: str | None = None,
                  **options: Any) -> None:
@@ -190,7 +204,11 @@ class Server:
         return self
 
     def _zeo(self) -> list[str]:
-        arguments = ['-W', 'error::ResourceWarning', '-m', 'zeo.start']
+        arguments = ['-W', 'error::ResourceWarning']
+        if self.constants:
+            arguments += ['-c', START.format('\n'.join(f'{name} = {value}' for name, value in self.constants.items()))]
+        else:
+            arguments += ['-m', 'zeo.start']
         if isinstance(self.address, str):
             arguments += ['-U', self.address]
         else:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from ZODB.utils import maxtid, z64
 from tests.system.clients import Recorder, Task, hears_of, store
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import Server, Storage, file_storage, until
-from tests.system.test_fate import EXCHANGE, commit, in_database
-from zeo.errors import ClientDisconnected, OutcomeUnknown
+from tests.system.cuts import EXCHANGE, Attempts, commit
+from tests.system.test_fate import in_database
+from zeo.errors import ClientDisconnected
 
 Open = Callable[..., Any]
 
@@ -303,7 +303,6 @@ def test_a_commit_fails_below_while_there_is_no_server_above(
 def test_wherever_the_way_to_the_last_server_is_cut_the_outcome_is_told_truly(
         start_server: Open, open_client: Open, level: str, direction: str, step: int) -> None:
     """Cut between a server and its client after some bytes of the exchange from vote to the end."""
-    outcomes: Counter[str] = Counter()
     with contextlib.ExitStack() as at_end:
         main = server = start_server()
         for each in LEVELS:
@@ -316,31 +315,16 @@ def test_wherever_the_way_to_the_last_server_is_cut_the_outcome_is_told_truly(
                     f'ClientStorage({address!r}, wait_timeout=60, min_disconnect_poll=.01, max_disconnect_poll=.05)')})
         direct = open_client('zeo', main, server_sync=True)
         client = open_client('zeo', address, wait_timeout=60, min_disconnect_poll=.01, max_disconnect_poll=.05)
-        oid = client.new_oid()
-        serial = store(client, oid)
+        attempts = Attempts(direct)
         for cut in range(0, EXCHANGE[direction], step):
-            record = b'after %d' % cut
-            hears_of(client, serial)
+            hears_of(client, attempts.serial)
             proxy.cut_after(cut, direction)
-            try:
-                tid = commit(client, oid, serial, record)
-            except OutcomeUnknown:
-                raise AssertionError(f'the outcome is not known, cut after {cut} bytes') from None
-            except ClientDisconnected:
-                outcomes['not committed'] += 1
-                assert in_database(direct, oid) != record
-                assert direct.getTid(oid) == serial
-            else:
-                outcomes['committed'] += 1
-                assert in_database(direct, oid) == record
-                assert direct.getTid(oid) == tid
-                assert client.lastTransaction() >= tid
-                serial = tid
+            attempts.commit(client, cut)
             proxy.mend()
             until(client.is_connected, 'it is connected again')
-            assert client.load(oid)[1] == serial
+            assert client.load(attempts.oid) == (attempts.record, attempts.serial)
         client.close()
-    assert outcomes['not committed'] and outcomes['committed'], outcomes
+    attempts.judge()
 
 
 @pytest.mark.parametrize('direction', [UP, DOWN])

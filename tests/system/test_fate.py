@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from ZODB import DB
-from ZODB.Connection import TransactionMetaData
 from ZODB.utils import z64
 
 from tests.system.clients import Task, store
+from tests.system.cuts import EXCHANGE, Attempts, commit
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import Server, until
 from zeo import ClientDisconnected, OutcomeUnknown
@@ -23,24 +23,6 @@ from zeo.ClientStorage import ClientStorage
 Start = Callable[..., Server]
 
 RECORD = b'r' * 10
-
-# More bytes than go in either direction from vote to the end.
-EXCHANGE = {UP: 400, DOWN: 300}
-
-
-def commit(storage: Any, oid: bytes, serial: bytes, record: bytes, before_finish: Any = None) -> bytes:
-    meta = TransactionMetaData()
-    storage.tpc_begin(meta)
-    try:
-        storage.store(oid, serial, record, '', meta)
-        storage.tpc_vote(meta)
-        if before_finish is not None:
-            before_finish()
-        tid: bytes = storage.tpc_finish(meta)
-    except BaseException:
-        storage.tpc_abort(meta)
-        raise
-    return tid
 
 
 def in_database(storage: Any, oid: bytes) -> bytes:
@@ -53,35 +35,18 @@ def in_database(storage: Any, oid: bytes) -> bytes:
 def test_whatever_byte_the_stream_is_cut_after_the_outcome_is_told_truly(
         start_server: Start, direction: str) -> None:
     server = start_server()
-    outcomes: Counter[str] = Counter()
     direct = ClientStorage(server.address, server_sync=True)
-    oid = direct.new_oid()
-    serial = store(direct, oid, record=b'0')
+    attempts = Attempts(direct)
     with Proxy(server.address) as proxy:
-        for cut in range(0, EXCHANGE[direction]):
+        for cut in range(EXCHANGE[direction]):
             storage = ClientStorage(proxy.address, wait_timeout=60)
-            record = b'after %d' % cut
             storage.sync()
             proxy.cut_after(cut, direction)
-            try:
-                tid = commit(storage, oid, serial, record)
-            except OutcomeUnknown:
-                raise AssertionError(f'the outcome is not known, cut after {cut} bytes') from None
-            except ClientDisconnected:
-                outcomes['not committed'] += 1
-                assert in_database(direct, oid) != record
-                assert direct.getTid(oid) == serial
-            else:
-                outcomes['committed'] += 1
-                assert in_database(direct, oid) == record
-                assert direct.getTid(oid) == tid
-                assert storage.lastTransaction() >= tid
-                assert storage.load(oid) == (record, tid)
-                serial = tid
+            attempts.commit(storage, cut)
             proxy.mend()
             storage.close()
     direct.close()
-    assert outcomes['not committed'] and outcomes['committed'], outcomes
+    attempts.judge()
 
 
 def test_the_outcome_is_known_although_the_server_was_killed_and_restarted(start_server: Start) -> None:

@@ -63,8 +63,9 @@ class Honest(threading.Thread):
 
 
 @pytest.fixture
-def hostility(start_server: Start, open_client: Open) -> Iterator[Callable[..., Any]]:
+def hostility(start_server: Start, open_client: Open, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Start a server with an honest client; at the end nobody must have noticed anything."""
+    monkeypatch.setattr(Server, 'constants', {'zeo.server.threads.PATIENCE': .2})
     states: list[tuple[Server, Honest, dict[str, int]]] = []
 
     def start(**options: Any) -> Server:

@@ -1,15 +1,17 @@
 """Iterators over a server's transactions: where they begin and end, and when they die."""
 
+import datetime
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from ZODB.Connection import TransactionMetaData
+from ZODB.FileStorage import FileStorage
 from ZODB.utils import p64, u64, z64
 
 import zeo
 from tests.system.clients import store
-from tests.system.servers import Server, until
+from tests.system.servers import Server, file_storage, until
 
 
 def tids(iterator: Any) -> list[bytes]:
@@ -112,3 +114,29 @@ def test_current_records_come_one_by_one(place: Any) -> None:
         if cookie is None:
             break
     assert seen == [(oid, latest[oid], b'new') for oid in oids]
+
+
+@pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
+def test_what_is_no_plain_data_in_an_extension_is_left_out_and_all_else_is_told(
+        start_server: Callable[..., Server], open_client: Any, tmp_path: Any, kind: str) -> None:
+    path = str(tmp_path / 'Data.fs')
+    storage = FileStorage(path)
+    extensions = [{'note': 'one'}, {'note': 'two', 'when': datetime.datetime(2026, 1, 2)}, {'note': 'three'}]
+    serial = z64
+    for extension in extensions:
+        meta = TransactionMetaData('someone', 'changes it', extension)
+        storage.tpc_begin(meta)
+        storage.store(z64, serial, b'cx\ny\nq.N.', '', meta)
+        storage.tpc_vote(meta)
+        serial = storage.tpc_finish(meta)
+    storage.close()
+    server = start_server(storages={'1': file_storage(path)})
+    client = open_client(kind, server)
+    plain = [{'note': 'one'}, {'note': 'two'}, {'note': 'three'}]
+    assert [transaction.extension for transaction in client.iterator()] == plain
+    for log in client.history(z64, 9), client.undoLog(0, -9), client.undoInfo(0, -9):
+        assert [entry['note'] for entry in log] == ['three', 'two', 'one']
+        assert [entry['description'] for entry in log] == [b'changes it'] * 3
+        assert not any('when' in entry for entry in log)
+    lines = [line for line in server.log.lines if 'clients are not told of' in line]
+    assert len(lines) == 1 and lines[0].endswith("'when' (datetime)"), lines

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.server.talk import SocketPeer, oid
-from tests.system.servers import ROOT, Server, until
+from tests.system.servers import ROOT, Server
 from zeo.client.probe import probe
 
 Open = Callable[..., Any]

@@ -8,7 +8,7 @@ import contextlib
 import gc
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -365,12 +365,17 @@ def test_any_server_says_what_was_changed_since_any_transaction(site: Site) -> N
 def test_an_empty_database_is_prepared_by_servers_started_at_once(cluster: Cluster) -> None:
     dsn = cluster.dsn(cluster.database(like=''))
     servers = [Host('zeo', {'1': relstorage(dsn)}) for _ in range(2)]
+    storages: list[Any] = []
+
+    def open_database(kind: str, server: Host) -> DB:
+        storages.append(open_client(kind, server))
+        return DB(storages[-1])
+
     try:
         for task in [Task(server.start) for server in servers]:
             task.result()
         # A stock client, too, has to be told that there is no root object, not that something is wrong.
-        opening = [Task(lambda kind, server: DB(open_client(kind, server)), kind, server)
-                   for kind, server in zip(KINDS, servers)]
+        opening = [Task(open_database, kind, server) for kind, server in zip(KINDS, servers)]
         databases = []
         for task in opening:
             try:
@@ -380,9 +385,9 @@ def test_an_empty_database_is_prepared_by_servers_started_at_once(cluster: Clust
         assert databases
         with databases[0].transaction() as connection:
             connection.root()['x'] = 1
-        for db in databases:
-            db.close()
     finally:
+        for storage in storages:
+            storage.close()
         for server in servers:
             server.close()
 

@@ -5,8 +5,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,12 +17,14 @@ from ZODB import DB
 from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import POSError
 from ZODB.tests.MinPO import MinPO
-from ZODB.utils import load_current, z64
+from ZODB.utils import load_current
 
 from tests.system.clients import Task, hears_of, open_client, persistently, store, vote
+from tests.system.cuts import Attempts, commit
 from tests.system.postgres import Cluster, Host, hosts, open_directly, relstorage
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import until
+from tests.system.test_many_servers import Witness
 from zeo import ClientDisconnected, OutcomeUnknown
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')  # stock clients sometimes leave a file open
@@ -43,53 +44,24 @@ def two(cluster: Cluster, database: str) -> Iterator[list[Host]]:
         yield servers
 
 
-def commit(storage: Any, oid: bytes, serial: bytes, record: bytes, before_finish: Callable[[], object]) -> bytes:
-    meta = vote(storage, oid, serial, record)
-    try:
-        before_finish()
-        tid: bytes = storage.tpc_finish(meta)
-    except BaseException:
-        storage.tpc_abort(meta)
-        raise
-    return tid
-
-
 # ---- the fate of a commit -----------------------------------------------------------------
 
 
 def test_another_server_is_asked_what_became_of_a_commit_and_tells_the_truth(two: list[Host]) -> None:
-    outcomes: Counter[str] = Counter()
-    with contextlib.closing(open_client('zeo', two[1])) as direct, Proxy(two[0].address) as proxy:
-        oid = direct.new_oid()
-        serial = store(direct, oid, record=b'0')
-        for number, (direction, cut) in enumerate(
-                [(UP, cut) for cut in range(0, 180, 20)] + [(DOWN, cut) for cut in range(0, 120, 20)]):
+    with contextlib.closing(open_client('zeo', two[1], server_sync=True)) as direct, Proxy(two[0].address) as proxy:
+        attempts = Attempts(direct)
+        for direction, cut in [(UP, cut) for cut in range(0, 180, 20)] + [(DOWN, cut) for cut in range(0, 120, 20)]:
             proxy.target = two[0].address
             with contextlib.closing(open_client('zeo', [proxy.address, two[1].address])) as storage:
-                hears_of(storage, serial)
+                hears_of(storage, attempts.serial)
 
                 def lose(direction: str = direction, cut: int = cut) -> None:
                     proxy.target = NOBODY       # whoever comes back comes to the other server
                     proxy.cut_after(cut, direction)
 
-                record = b'attempt %d' % number
-                try:
-                    tid = commit(storage, oid, serial, record, lose)
-                except OutcomeUnknown:
-                    raise AssertionError(f'the outcome is not known, {direction} cut after {cut} bytes') from None
-                except ClientDisconnected:
-                    outcomes['not committed'] += 1
-                    direct.ping()
-                    assert load_current(direct, oid)[1] == serial
-                else:
-                    outcomes['committed'] += 1
-                    direct.ping()
-                    assert load_current(direct, oid) == (record, tid)
-                    assert storage.lastTransaction() >= tid
-                    assert load_current(storage, oid) == (record, tid)
-                    serial = tid
+                attempts.commit(storage, cut, lose)
             proxy.mend()
-        assert outcomes['not committed'] and outcomes['committed'], outcomes
+        attempts.judge()
 
 
 def test_a_server_that_is_only_slow_cannot_finish_what_another_has_said_is_not_committed(two: list[Host]) -> None:
@@ -301,7 +273,7 @@ def test_a_database_that_is_older_than_the_client_is_refused(
         oid = direct.new_oid()
         old = store(direct, oid)
     standby = cluster.database(like=database)
-    with Host('zeo', {'1': relstorage(cluster.dsn(standby))}, unix=True) as behind, \
+    with Host('zeo', {'1': relstorage(cluster.dsn(standby))}) as behind, \
             Host('zeo', {'1': relstorage(cluster.dsn(database))}) as first, Proxy(first.address) as proxy:
         addresses = [proxy.address, behind.address]
         options = {'client': 'known', 'var': str(tmp_path), 'wait_timeout': 3}
@@ -312,3 +284,35 @@ def test_a_database_that_is_older_than_the_client_is_refused(
             proxy.reset()
             with pytest.raises(TransientError):
                 load_current(storage, storage.new_oid() if kind == 'zeo' else b'\0' * 7 + b'\xfe')
+
+
+def test_what_was_packed_before_a_server_looked_is_not_told_by_halves(two: list[Host]) -> None:
+    """Transactions that it has missed have not all of their objects any more: nobody may see a state between them."""
+    here, there = (open_client('zeo', server) for server in two)
+    witness = Witness()
+    with contextlib.closing(DB(here)) as db, contextlib.closing(there):
+        with db.transaction() as connection:
+            root = connection.root()
+            root['a'], root['b'] = one, other = MinPO(0), MinPO(0)
+        oids = {one._p_oid, other._p_oid}
+        hears_of(there, here.lastTransaction())
+        for oid in oids:
+            load_current(there, oid)
+        there.registerDB(witness)
+        process = two[1].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with db.transaction() as connection:    # both
+                connection.root()['a'].value = connection.root()['b'].value = 1
+            with db.transaction() as connection:    # and one of them again
+                connection.root()['b'].value = 2
+            db.pack()
+        finally:
+            process.send_signal(signal.SIGCONT)
+        hears_of(there, here.lastTransaction())
+        told = [set(each) for _, each in witness.told]
+        assert not told or oids <= told[0], told
+        for oid in oids:
+            assert persistently(lambda: load_current(there, oid)) == load_current(here, oid)
+        assert 'was packed before this server had looked' in str(two[1].log)

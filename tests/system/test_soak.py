@@ -16,12 +16,15 @@ ELSEWHERE = {'hostile-frames', 'hostile-records', 'bad-manners', 'wrong-starts',
 
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=pytest.mark.soak) if name in ELSEWHERE else name for name in soak.SCENARIOS])
-def test_the_server_survives(name: str) -> None:
+def test_the_server_survives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in soak.NEED_A_DISK and not soak.can_have_disks():
         pytest.skip('nothing can be mounted here')
     if name in hostilities.NEED_A_NETWORK and not hostilities.can_have_a_network():
         pytest.skip('no network can be made here')
+    # Each scenario ends when the server has given back its threads.
+    monkeypatch.setattr(Server, 'constants', {'zeo.server.threads.PATIENCE': .2})
     account = soak.SCENARIOS[name](.02)
+    print(account)
     assert account.tried and not account.lost, account
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.client.conftest import Calls
 from tests.client.conftest import calls as calls
 from tests.system.servers import Server, until
-from zeo.client import channel, dialing, supervisor
+from zeo.client import channel, dialing
 from zeo.ClientStorage import ClientStorage
 from zeo.errors import ClientDisconnected
 

@@ -6,7 +6,6 @@ import random
 import socket
 import ssl
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +19,11 @@ from ZODB.POSException import ConflictError
 
 from tests.system.certificates import Certificates
 from tests.system.clients import Task, hears_of, open_client, store
+from tests.system.cuts import EXCHANGE, Attempts
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import PATIENCE, Server, file_storage, until
-from tests.system.test_fate import EXCHANGE, commit
 from tests.wire.test_tls import limited
-from zeo import ClientDisconnected, OutcomeUnknown, backup, copy, pack, status
+from zeo import ClientDisconnected, backup, copy, pack, status
 from zeo.ClientStorage import ClientStorage
 from zeo.wire.certificates import client_context
 
@@ -45,6 +44,14 @@ def context(certificates: Certificates, own: str | None = None) -> ssl.SSLContex
 
 @pytest.fixture
 def server(start_server: Start, certificates: Certificates) -> Server:
+    return start_server(**secured(certificates))
+
+
+@pytest.fixture
+def impatient(start_server: Start, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """One that waits only a second for a client's first word, which is five in real life."""
+    monkeypatch.setattr(Server, 'constants', {'zeo.StorageServer.FIRST_WORD_PATIENCE': 1.0,
+                                              'zeo.server.threads.PATIENCE': .2})
     return start_server(**secured(certificates))
 
 
@@ -128,30 +135,18 @@ def test_wherever_the_stream_is_cut_the_outcome_is_told_truly(
         server: Server, certificates: Certificates, direction: str) -> None:
     """A sample of what test_fate does without TLS: a cut may be anywhere in an encrypted record."""
     options = {'ssl': context(certificates), 'ssl_server_hostname': 'localhost'}
-    outcomes: Counter[str] = Counter()
     direct = ClientStorage(server.address, server_sync=True, **options)  # type: ignore[arg-type]
-    oid = direct.new_oid()
-    serial = store(direct, oid, record=b'0')
+    attempts = Attempts(direct)
     with Proxy(server.address) as proxy:  # type: ignore[arg-type]
         for cut in range(0, EXCHANGE[direction] + 150, 23):
             storage = ClientStorage(proxy.address, **options)  # type: ignore[arg-type]
-            record = b'after %d' % cut
             storage.sync()
             proxy.cut_after(cut, direction)
-            try:
-                serial = commit(storage, oid, serial, record)
-                assert storage.load(oid) == (record, serial)
-                outcomes['committed'] += 1
-            except OutcomeUnknown:
-                raise AssertionError(f'the outcome is not known, cut after {cut} bytes') from None
-            except ClientDisconnected:
-                outcomes['not committed'] += 1
-            direct.sync()
-            assert direct.load(oid)[1] == serial
+            attempts.commit(storage, cut)
             proxy.mend()
             storage.close()
     direct.close()
-    assert outcomes['not committed'] and outcomes['committed'], outcomes
+    attempts.judge()
 
 
 def test_bytes_that_come_one_by_one_are_put_together(server: Server, certificates: Certificates) -> None:
@@ -271,10 +266,10 @@ def test_a_server_without_tls_and_a_client_with_it_say_so(
             server.log.wait_for(r'127\.0\.0\.1:\d+: disconnected: the client speaks TLS, and this address does not')
 
 
-def test_a_server_with_tls_and_a_client_without_it_say_so(server: Server) -> None:
+def test_a_server_with_tls_and_a_client_without_it_say_so(impatient: Server) -> None:
     with pytest.raises(ClientDisconnected, match='the server speaks TLS: ask for it with ssl=True'):
-        ClientStorage(server.address, wait_timeout=6)
-    server.log.wait_for(r'127\.0\.0\.1:\d+: disconnected: the client does not begin to speak TLS, and has to')
+        ClientStorage(impatient.address, wait_timeout=3)
+    impatient.log.wait_for(r'127\.0\.0\.1:\d+: disconnected: the client does not begin to speak TLS, and has to')
 
 
 def test_a_version_that_is_too_old_is_refused(server: Server, certificates: Certificates) -> None:
@@ -297,13 +292,13 @@ def test_the_reason_is_told_in_the_end_by_a_client_that_does_not_wait_at_first(
 
 
 def test_handshakes_that_do_not_come_to_an_end_disturb_nobody_and_leave_nothing(
-        server: Server, certificates: Certificates) -> None:
+        impatient: Server, certificates: Certificates) -> None:
     """Silent ones, ones that stop in the middle, ones that say a byte now and then, ones that leave, ones
     that say nonsense: beside them, clients connect and work."""
-    storage = ClientStorage(server.address, ssl=context(certificates))
+    storage = ClientStorage(impatient.address, ssl=context(certificates))
     oid = storage.new_oid()
     tid = store(storage, oid)
-    process = Path(f'/proc/{server.process.pid}')  # type: ignore[union-attr]
+    process = Path(f'/proc/{impatient.process.pid}')  # type: ignore[union-attr]
 
     def held() -> tuple[int, int]:
         return len(list((process / 'fd').iterdir())), len(list((process / 'task').iterdir()))
@@ -312,7 +307,7 @@ def test_handshakes_that_do_not_come_to_an_end_disturb_nobody_and_leave_nothing(
     hello = client_hello(certificates)
     sockets = []
     for number in range(60):
-        sock = socket.create_connection(server.address)
+        sock = socket.create_connection(impatient.address)
         sockets.append(sock)
         if number % 6 == 1:
             sock.sendall(hello[:50])
@@ -325,12 +320,12 @@ def test_handshakes_that_do_not_come_to_an_end_disturb_nobody_and_leave_nothing(
         elif number % 6 == 5:
             sock.sendall(b'\x16\x03\x03\xff\xff' + bytes(1000))
     until(lambda: held()[1] >= before[1] + 10, 'they are there')
-    ClientStorage(server.address, ssl=context(certificates)).close()
+    ClientStorage(impatient.address, ssl=context(certificates)).close()
     store(storage, oid, tid)
     dribbling = threading.Event()
 
     def dribble() -> None:
-        sock = socket.create_connection(server.address)
+        sock = socket.create_connection(impatient.address)
         with sock:
             try:
                 for each in hello:
@@ -341,7 +336,7 @@ def test_handshakes_that_do_not_come_to_an_end_disturb_nobody_and_leave_nothing(
             raise AssertionError('it was given all the time it took')
 
     task = Task(dribble)
-    # Who has not said a whole word is cut off after five seconds; who has said hello, after thirty.
+    # Who has not said a whole word is cut off after a second; who has said hello, after thirty.
     task.result()
     for sock in sockets:
         sock.close()

@@ -342,7 +342,10 @@ class Stubborn:
 COULD_NOT = ('builtins.ValueError', ("Couldn't pickle response",))
 
 
-@pytest.mark.parametrize('result', [Stubborn(), [Stubborn()], lambda: None, Stubborn, {1: Stubborn}], ids=str)
+@pytest.mark.parametrize('result', [
+    pytest.param(Stubborn(), id='an object'), pytest.param([Stubborn()], id='a list'),
+    pytest.param(lambda: None, id='a function'), pytest.param(Stubborn, id='a class'),
+    pytest.param({1: Stubborn}, id='a dictionary')])
 def test_a_result_that_cannot_be_sent_is_answered_by_an_error(result: Any) -> None:
     assert decode_as_client(payload(messages.reply(b'K\x05', result))) == (5, 2, '.reply', COULD_NOT)
     assert decode_as_client(payload(messages.load_reply(b'K\x05', result, TID, None))) == (5, 2, '.reply', COULD_NOT)

@@ -6,7 +6,6 @@ What a hostile pickle may try is generated in `tests.wire.hostile`, in a process
 import io
 import json
 import pickle
-import pickletools
 import subprocess
 import sys
 from collections.abc import Callable

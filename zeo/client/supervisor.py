@@ -37,6 +37,7 @@ from zeo.client.verification import Verdict
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
+from zeo.errors import ServerException
 from zeo.wire.messages import EXTENSIONS
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,10 @@ NEXT = {
     State.LOST: {State.CONNECTING, State.CLOSED},
     State.CLOSED: set(),
 }
+
+
+class UnknownStorage(ClientStorageError):
+    """A server was reached, and does not have the storage."""
 
 
 class Link:
@@ -148,6 +153,7 @@ class Supervisor:
         self._state = State.RESTING
         self._failure: Exception | None = None  # why the last attempt failed
         self._failures = 0  # rounds since there was a good connection; the background thread's own
+        self._was_connected = False
         self._told: set[str] = set()  # the reasons that were logged since there was a connection
         self._waiters = 0
         self._open: set[Channel] = set()  # all channels there are, to end them when closing
@@ -194,11 +200,15 @@ class Supervisor:
                     if link is not None and link.channel.ended is None:
                         return link
                     rest = until - monotonic()
-                    if rest <= 0:
+                    if rest <= 0 or self._is_in_vain():
                         raise self._explanation()
                     self._changed.wait(min(rest, AT_A_TIME))
             finally:
                 self._waiters -= 1
+
+    def _is_in_vain(self) -> bool:
+        """Whether the only server there is does not have the storage, and never had: most likely a slip of the pen."""
+        return isinstance(self._failure, UnknownStorage) and not self._was_connected and len(self.addresses) == 1
 
     def _explanation(self) -> Exception:
         failure = self._failure
@@ -351,6 +361,10 @@ class Supervisor:
                     raise
                 link.read_only = True
                 tid = channel.call('register', (self._storage, True))
+            except ServerException as error:
+                if error.class_name != 'builtins.ValueError' or 'unknown storage' not in str(error):
+                    raise
+                raise UnknownStorage(f'the server at {display(line.address)} has no storage {self._storage}') from None
             if tid is None:
                 tid = channel.call('lastTransaction')
             if not isinstance(tid, bytes) or len(tid) != 8:
@@ -417,6 +431,7 @@ class Supervisor:
             ready = self._move(State.READY)
             if ready:
                 self._failure = None
+                self._was_connected = True
                 self._told.clear()
                 self.link = link
         if not ready:

@@ -37,7 +37,9 @@ question: `catch_up` counts them.  QED.
 All three are checked exhaustively, within small bounds, by a model (`tests/models/gateway.pml`).
 
 If a database is reached that does not have the last announced transaction, or none so late, nothing is read
-from it (`zeo.server.relational`).
+from it (`zeo.server.relational`).  A transaction that was packed before the poller saw it may have lost objects that
+it changed, which later ones have changed again.  Announced without these it would be seen torn, so there it is not
+announced, nor are those after it: everybody is hung up on, and comes back to the state as it is now.
 """
 
 import contextlib
@@ -169,17 +171,22 @@ class Gateway(Reading, Writing):
         number = self._begun
         poller = self._look()
         generation = self._known[0] + 1
-        for tid, oids in self._changes(poller):
-            self._known = generation, self.announced  # before anything is announced
-            if own is not None and own <= tid:
-                publish(own)
-                self._known = generation, own
-            if own != tid:
-                self._wrapper.invalidate(tid, oids)
-                self._known = generation, tid
-            if own is not None and own <= tid:
-                own = None
+        try:
+            for tid, oids in self._changes(poller):
+                self._known = generation, self.announced  # before anything is announced
+                if own is not None and own <= tid:
+                    publish(own)
+                    self._known = generation, own
+                if own != tid:
+                    self._wrapper.invalidate(tid, oids)
+                    self._known = generation, tid
+                if own is not None and own <= tid:
+                    own = None
+        except relational.Discontinued as error:
+            with plainly():
+                self._begin_afresh(poller, error)
         if own is not None:  # one that changed nothing need not be told apart by the storage
+            generation = self._known[0] + 1
             self._known = generation, self.announced
             publish(own)
             self._known = generation, own
@@ -201,22 +208,28 @@ class Gateway(Reading, Writing):
                 try:
                     self._backing.refresh(poller, self.announced)
                 except relational.Discontinued as error:
-                    logger.error('storage %s: %s; everybody is disconnected', self.getName(), error)
-                    self._backing.forget()
-                    self._readers.discard()
                     self._backing.refresh(poller, z64)
-                    self._known = self._known[0] + 1, self._backing.newest(poller)
-                    self._wrapper.invalidateCache()
+                    self._begin_afresh(poller, error)
         except BaseException:
             self._poller = None
             poller.discard()
             raise
         return poller
 
+    def _begin_afresh(self, poller: View, reason: relational.Discontinued) -> None:
+        """It cannot be told what changed: whoever has an older state may not go on with that."""
+        logger.error('storage %s: %s; everybody is disconnected', self.getName(), reason)
+        self._backing.forget()
+        self._readers.discard()
+        self._known = self._known[0] + 1, self._backing.newest(poller)
+        self._wrapper.invalidateCache()
+
     def _changes(self, poller: View) -> Iterator[Change]:
         try:
             with plainly():
                 yield from self._backing.changes(poller, self.announced)
+        except relational.Discontinued:
+            raise
         except Exception:
             self._poller = None
             poller.discard()

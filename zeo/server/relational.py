@@ -162,11 +162,14 @@ class Relational(Backing):
         seen = u64(after)
         while True:
             changes: dict[int, list[bytes]] = {}
-            for tid, oid in _rows(
-                    view, 'SELECT found.tid, zoid FROM'
-                    ' (SELECT tid FROM transaction WHERE tid >= %s ORDER BY tid LIMIT %s) AS found'
+            for tid, packed, oid in _rows(
+                    view, 'SELECT found.tid, packed, zoid FROM'
+                    ' (SELECT tid, packed FROM transaction WHERE tid >= %s ORDER BY tid LIMIT %s) AS found'
                     ' LEFT JOIN object_state ON object_state.tid = found.tid AND found.tid > %s'
                     ' ORDER BY found.tid', known, BATCH, seen):
+                if packed and tid > seen:
+                    raise Discontinued(f'transaction {p64(tid).hex()} was packed before this server had looked, so'
+                                       ' that it is not known any more what it changed')
                 oids = changes.setdefault(tid, [])
                 if oid is not None:
                     oids.append(p64(oid))
@@ -241,7 +244,7 @@ class Relational(Backing):
 
 
 class Discontinued(Unreachable):
-    """The database goes on from a past that is not the one that clients know."""
+    """It cannot be told what led from the state that clients know to that of the database."""
 
 
 def backing_of(storage: Any) -> Backing | None:

@@ -28,6 +28,7 @@ from ZODB.utils import z64
 from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server import figures
+from zeo.server import telling
 from zeo.server.backing import Unreachable
 from zeo.server.histogram import Histogram
 from zeo.server.jobs import Jobs
@@ -431,7 +432,8 @@ class Session:
         return tid
 
     def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
-        return list(self._storage.history(_oid(oid), min(_number(size), MOST_ENTRIES)))
+        assert self._served is not None
+        return telling.entries(self._served.name, self._storage.history(_oid(oid), min(_number(size), MOST_ENTRIES)))
 
     def record_iternext(self, next: bytes | None = None) -> Any:
         assert self._served is not None
@@ -617,8 +619,9 @@ class Session:
         """Of transactions that can be undone: at most `MOST_ENTRIES`, and as long as somebody wants to know."""
         _number(first)
         last = max(last, -MOST_ENTRIES) if _number(last) < 0 else min(last, first + MOST_ENTRIES)
-        assert self._served is not None
-        if not self._served.supports_undo:
+        served = self._served
+        assert served is not None
+        if not served.supports_undo:
             answer([])
             return
         storage, outbox = self._storage, self.outbox
@@ -630,11 +633,12 @@ class Session:
             return not any(entry.get(key) != value for key, value in (specification or {}).items())
 
         if isinstance(storage, UndoLogCompatible):
-            self._beside(name, answer, lambda: list(storage.undoLog(first, last, is_wanted)))
+            ask = partial(storage.undoLog, first, last, is_wanted)
         elif name == 'undo log':
-            self._beside(name, answer, lambda: list(storage.undoLog(first, last)))
+            ask = partial(storage.undoLog, first, last)
         else:
-            self._beside(name, answer, lambda: list(storage.undoInfo(first, last, specification)))
+            ask = partial(storage.undoInfo, first, last, specification)
+        self._beside(name, answer, lambda: telling.entries(served.name, ask()))
 
     def pack(self, answer: Answer, time: float, wait: bool = True) -> None:
         if not isinstance(time, (int, float)) or not 0 <= time <= LAST_TIME:
@@ -688,8 +692,9 @@ class Session:
             self.iterator_gc([iid])
             return None
         self._last_transactions[iid] = transaction
-        return (transaction.tid, transaction.status, transaction.user, transaction.description,
-                transaction.extension)
+        assert self._served is not None
+        extension = telling.plain(self._served.name, transaction.extension, transaction.tid)
+        return transaction.tid, transaction.status, transaction.user, transaction.description, extension
 
     def iterator_record_start(self, iid: int, tid: bytes) -> int:
         transaction = self._last_transactions[iid]

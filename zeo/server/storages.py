@@ -4,6 +4,7 @@ Whatever goes wrong is a `CannotStart` that names the file, the ``-S`` or the se
 in the debug log.
 """
 
+import contextlib
 import errno
 import functools
 import importlib
@@ -54,6 +55,10 @@ def open_file(path: str, read_only: bool, blob_dir: str | None = None) -> Any:
         _prepare_blobs(blob_dir, read_only)
         logger.info('%s: blobs are in %s', path, blob_dir)
     try:
+        if not read_only and os.path.exists(path) and os.path.getsize(path) == len(packed_version):
+            # It has no transaction yet.  FileStorage writes an index also then, and warns that it ignores it.
+            with contextlib.suppress(OSError):
+                os.unlink(path + '.index')
         return FileStorage(path, read_only=read_only, blob_dir=blob_dir)
     except Exception as error:
         logger.debug('%s: cannot be opened', path, exc_info=True)

@@ -24,9 +24,9 @@ class Threads:
     A thread has the name ``name`` while it has nothing to do; jobs may change that.
     """
 
-    def __init__(self, name: str, patience: float = PATIENCE) -> None:
+    def __init__(self, name: str, patience: float | None = None) -> None:
         self._name = name
-        self._patience = patience
+        self._patience = PATIENCE if patience is None else patience
         # Guards the three below; a leaf, under which a thread is started.
         self._mutex = threading.Lock()
         self._all: set[threading.Thread] = set()
