@@ -203,7 +203,7 @@ class Client(ClientStorage):
 
     @contextlib.contextmanager
     def answered_in_time(self, where: str) -> Iterator[None]:
-        """A call to the server may take `PATIENCE` seconds meanwhile; raises `Failure`, and is closed, if it takes longer.
+        """Calls may take `PATIENCE` seconds meanwhile; if they take longer it is closed, and raises `Failure`.
 
         The kernel keeps the connection of a stopped process alive; to find that out otherwise takes minutes.
         """

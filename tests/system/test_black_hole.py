@@ -193,6 +193,9 @@ def test_clients_that_vanished_are_found_out_in_the_stated_time(tmp_path: Path) 
         assert time.monotonic() - began < VANISHED_AFTER + 20
         log.wait_for(rf'10.99.3.1.*zeo, stopped\): disconnected: it has not said anything for {SILENCE:g} s', SILENCE)
         assert time.monotonic() - began < SILENCE + 20
+        stopped.send_signal(signal.SIGCONT)
+        until(lambda: str(log).count('is called zeo, stopped') == 2, 'it is connected again')
+        stopped.kill()
         for each in staying:
             assert goes_on(each) == 'True\n'
         assert not [line for line in log.lines if 'staying' in line and ('lost' in line or 'disconn' in line)]
