@@ -44,7 +44,6 @@ from ZODB.utils import z64
 from tests.server.talk import SocketPeer
 from tests.system import hostilities
 from tests.system.accounts import AT_ONCE
-from tests.system.accounts import BACK
 from tests.system.accounts import KEPT
 from tests.system.accounts import MB
 from tests.system.accounts import Account
@@ -76,10 +75,12 @@ def unread(effort: float) -> Account:
         store(writer, large, z64, b'x' * 2 * MB)
         load_current(reader, large)
         many = [writer.new_oid() for _ in range(200)]
+        alone = Resources.of(server.process.pid)
         for peer in _ask_much(server, stuck, large, asked):  # what a thread keeps for its next need is kept once
             reset(peer)
-        until(lambda: len(os.listdir(f'/proc/{server.process.pid}/task')) < 9, 'the first ones are gone', BACK)
+        until(lambda: Resources.of(server.process.pid).files <= alone.files, 'the first ones are gone')
         with watched(server, account):
+            account.before = alone._replace(memory=Resources.of(server.process.pid).memory)
             free = [seconds(_commit_many, writer, many) for _ in range(commits)]
             peers = _ask_much(server, stuck, large, asked)
             beside = [seconds(_commit_many, writer, many) for _ in range(commits)]
