@@ -1,5 +1,6 @@
 """The server as its clients meet it: addresses, handshake, limits, and the end in order."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -10,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,60 @@ def test_who_is_registered_has_all_the_time(start: Start, connect: Connect) -> N
     peer, late = connect(server), connect(server, register=False)
     assert is_closed(late)  # so much time has gone by
     assert peer.call('ping') is None
+
+
+@pytest.mark.parametrize('secure', [False, True], ids=['plain', 'TLS'])
+def test_who_gave_signs_of_life_and_then_gives_none_has_vanished(
+        start: Start, certificates: Certificates, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture, secure: bool) -> None:
+    """Its transaction is ended; who goes on giving signs, or never gave any, may be silent."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, 'SILENCE', .6)
+    options = {'ssl': server_context(certificates.server)} if secure else {}
+    server = start(transaction_timeout=None, limits=Limits(idle_timeout=None if secure else 60), **options)
+    context = client_context(certificates.client, authenticate=certificates.ca)
+
+    def come_in(*signs: bytes) -> SocketPeer:
+        peer = SocketPeer(server.addresses[0], wrap=partial(context.wrap_socket, server_hostname='localhost')
+                          if secure else lambda sock: sock)
+        peers.callback(peer.close)
+        for sign in signs:
+            peer.sock.sendall(sign)
+        return peer
+
+    beat, pulse = (b''.join(each) for each in (messages.HEARTBEAT, messages.notice('pulse')))
+    with contextlib.ExitStack() as peers:
+        beating, quiet, waiting = come_in(beat), come_in(), come_in()
+        vanished = [come_in(pulse), come_in(beat), come_in(pulse, beat)]
+        vanished[0].begin(1, (oid(1), z64, b'x'))
+        vanished[0].call('vote', 1)
+        waiting.begin(1, (oid(2), z64, b'x'))
+        vote = waiting.ask('vote', 1)
+        for peer in vanished:
+            while not peer.wait_for_end(.05):
+                beating.sock.sendall(beat)
+        waiting.answer(vote)
+        waiting.call('tpc_finish', 1)
+        for peer in beating, quiet:
+            assert peer.call('ping') is None
+    until(lambda: not server.connections, 'all is given back')
+    assert caplog.text.count('it has not said anything for 0.6 s') == len(vanished)
+
+
+def test_who_is_lost_because_the_network_gave_up_was_not_late(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel's time-out (`TCP_USER_TIMEOUT`) is a `TimeoutError`, too."""
+    caplog.set_level(logging.INFO)
+
+    def converse(*_: Any) -> None:
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr(module.Connection, '_converse', converse)
+    server = start()
+    connect(server).wait_for_end()
+    until(lambda: not server.connections, 'it is forgotten')
+    assert ': lost: Connection timed out' in caplog.text
+    assert 'introduce itself' not in caplog.text
 
 
 def test_frames_are_short_before_register_and_long_after_it(connect: Connect, server: StorageServer) -> None:

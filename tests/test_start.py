@@ -1,5 +1,6 @@
 """zeo.start: real servers, from the command line to their orderly end."""
 
+import contextlib
 import os
 import pstats
 import pwd
@@ -15,7 +16,13 @@ from pathlib import Path
 
 import pytest
 from ZODB.FileStorage import FileStorage
+from ZODB.utils import p64
+from ZODB.utils import z64
 
+from tests.server.talk import SocketPeer
+from tests.system.accounts import KEPT
+from tests.system.accounts import MB
+from tests.system.accounts import Resources
 from tests.system.servers import PATIENCE
 from tests.system.servers import ROOT
 from tests.system.servers import Log
@@ -697,3 +704,16 @@ def test_a_plain_start_does_not_wait_for_what_only_others_need():
     code = 'import sys, zeo.start; print(*{"ZConfig", "subprocess", "ssl"} & set(sys.modules))'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == '\n'
+
+
+def test_large_messages_do_not_cost_memory_for_ever(run):
+    one = run()
+    (address, *_), _ = one.ready()
+    host, port = address.rsplit(':', 1)
+    before = Resources.of(one.pid).memory
+    with contextlib.ExitStack() as at_end:
+        peers = [at_end.enter_context(SocketPeer((host, int(port)))) for _ in range(2)]
+        for number, peer in enumerate(peers):
+            peer.commit(p64(number + 1), b'x' * 14 * MB, z64)
+            assert len(peer.load(p64(number + 1))[0]) == 14 * MB
+        until(lambda: Resources.of(one.pid).memory < before + KEPT, 'memory is given back')

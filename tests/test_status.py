@@ -13,7 +13,8 @@ import pytest
 
 from tests.system import clients
 from tests.system.servers import PATIENCE, ROOT, Log, Server, file_storage
-from zeo import status
+from zeo import commands, status
+from zeo.commands import Failure
 
 Start = Callable[..., Server]
 Open = Callable[..., Any]
@@ -97,6 +98,25 @@ def test_a_server_that_is_not_there_does_not_hide_the_others(
     assert 'storage 1: ' in told.out
     [line] = told.err.splitlines()
     assert line.startswith('zeo.status: no server answers at /no/such/socket')
+
+
+def test_a_server_that_stops_after_it_was_connected_to_is_not_waited_for(
+        start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start_server()
+    assert server.process is not None
+    with status._Server(server.address, [], None) as watched:
+        watched.rates(0)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            with monkeypatch.context() as hurry, pytest.raises(Failure) as raised:
+                hurry.setattr(commands, 'PATIENCE', .2)
+                watched.rates(0)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert str(raised.value) == (
+            '%s:%d: the server does not answer within 0.2 seconds: it is stopped, hangs, or is out of reach'
+            % server.address)
+        assert watched.rates(0)['storages']['1']['commits'] == 0
 
 
 def test_to_watch_is_to_be_told_again_and_again_until_ctrl_c(start_server: Start) -> None:

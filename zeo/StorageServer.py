@@ -119,6 +119,11 @@ KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 #: begins only after that.  A client that lets what was sent lie in the kernel for so long is given up, too.
 VANISHED_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_COUNT
 
+#: A client that gives signs of life, as all do every minute, is given up after so many seconds without any.  The
+#: kernel need not find out: it keeps the connection of a stopped process alive, and knows of a machine behind a
+#: proxy only what that one knows.
+SILENCE = 180.0
+
 
 class StorageServer:
     """A server for any number of named storages on any number of addresses.
@@ -327,6 +332,7 @@ class Connection:
         self._tls: Tls | None = None
         self._recv_into: Callable[[memoryview], int] = sock.recv_into
         self._stopping = False
+        self._may_be_silent = server.limits.idle_timeout or 0.0  # seconds; 0 is for ever
         self._deadline = 0.0  # time.monotonic() at which the client has to be registered
         outbox = Outbox()
         if context is None:
@@ -339,7 +345,7 @@ class Connection:
             self.line = SecureLine(sock, outbox, server.writer, self._tls)
         self.session = server.session(server.storages, outbox, client, self.line.hang_up, limits=server.limits,
                                       roles=server.roles, address=address, iterators=server.iterators,
-                                      may_log=server.rations.of(host).allows)
+                                      may_log=server.rations.of(host).allows, heard=self._expect_more)
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
 
@@ -356,7 +362,7 @@ class Connection:
                 inbox.limit = self._limits.max_message
                 if session.read_only:
                     inbox.limit = min(inbox.limit, READERS_FRAMES)
-                self._set_time_limit(self._limits.idle_timeout or 0)
+                self._set_time_limit(self._may_be_silent)
                 if self._tls is not None:
                     self._tls.receive = self._sock.recv
                 else:
@@ -366,14 +372,15 @@ class Connection:
             seldom = self._server.offenders.of(self._host) if session.is_registered else \
                 self._server.strangers
             seldom.warning('%s: disconnected: %s', session.client, error)
-        except TimeoutError:
-            self._server.strangers.warning('%s: disconnected: it took too long to introduce itself',
-                                           session.client)
         except Idle:
             logger.log(self._level(), '%s: disconnected: it has not said anything for %g s', session.client,
-                       self._limits.idle_timeout)
+                       self._may_be_silent)
         except OSError as error:
-            logger.log(self._level(), '%s: lost: %s', session.client, error.strerror or error)
+            if isinstance(error, TimeoutError) and error.errno is None:  # ours; the network's has a number
+                self._server.strangers.warning('%s: disconnected: it took too long to introduce itself',
+                                               session.client)
+            else:
+                logger.log(self._level(), '%s: lost: %s', session.client, error.strerror or error)
         except Exception:
             logger.exception('%s: disconnected because of an error here', session.client)
         else:
@@ -392,6 +399,15 @@ class Connection:
         """How long one recv may take; 0 is for ever.  In the kernel, where it costs no extra call."""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
                               struct.pack('ll', int(seconds), int(seconds % 1 * 1e6)))
+
+    def _expect_more(self) -> None:
+        """The client gives signs of life: there will be others.  The thread that runs the connection calls this.
+
+        Only waits for the client count, however long the server takes for what it was asked.
+        """
+        if not 0 < self._may_be_silent <= SILENCE:
+            self._may_be_silent = SILENCE
+            self._set_time_limit(SILENCE)
 
     def _left(self) -> float:
         """How many seconds of the handshake are left."""

@@ -32,6 +32,7 @@ from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.probe import probe
 from zeo.ClientStorage import ClientStorage
+from zeo.errors import ClientDisconnected
 from zeo.errors import ServerException
 from zeo.version import __version__
 from zeo.wire.messages import EXTENSIONS
@@ -199,6 +200,32 @@ class Client(ClientStorage):
         """What the server tells about itself (`zeo.server.figures`); None if it is of another make."""
         told: dict[str, Any] | None = self._call('figures') if self.offers('figures') else None
         return told
+
+    @contextlib.contextmanager
+    def answered_in_time(self, where: str) -> Iterator[None]:
+        """Calls may take `PATIENCE` seconds meanwhile; if they take longer it is closed, and raises `Failure`.
+
+        The kernel keeps the connection of a stopped process alive; to find that out otherwise takes minutes.
+        """
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self.close()
+
+        timer = threading.Timer(PATIENCE, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except ClientDisconnected:
+            if not late.is_set():
+                raise
+            raise Failure(f'{where}: the server does not answer within {PATIENCE:g} seconds: it is stopped,'
+                          ' hangs, or is out of reach') from None
+        finally:
+            timer.cancel()
+            timer.join()
 
     def stop_pack(self) -> bool:
         """Have the pack in progress stopped, if that is possible."""

@@ -134,13 +134,15 @@ class _Server:
                 # Read only: that is served in any case, and cannot do any harm.
                 self._client = commands.connect(
                     self._where, self._names[0], PROGRAM, self._security, read_only=True)
-            figures = self._client.figures()
+            with self._client.answered_in_time(self.where):
+                figures = self._client.figures()
             if figures is not None:
                 return figures
             storages: dict[str, Any] = probe(self._where, commands.PATIENCE, self._security)
             told = {'version': None, 'now': time.time(), 'storages': storages}
             # Sizes are told to those who use the storage.
-            info = self._client.info()
+            with self._client.answered_in_time(self.where):
+                info = self._client.info()
             storages[self._names[0]].update(size=info['size'], length=info['length'])
             return told
         except Exception:

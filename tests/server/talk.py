@@ -119,10 +119,12 @@ class Peer:
             return found[0]
         raise EOFError(f'the connection has ended without {what}')
 
-    def wait_for_end(self) -> None:
-        """Wait until the server has hung up."""
+    def wait_for_end(self, patience: float | None = None) -> bool:
+        """Wait until the server has hung up; with ``patience`` no longer than that, and tell whether it has."""
         with self._new:
-            assert self._new.wait_for(lambda: self.ended, PATIENCE), 'the server has not hung up'
+            ended = self._new.wait_for(lambda: self.ended, PATIENCE if patience is None else patience)
+        assert ended or patience is not None, 'the server has not hung up'
+        return ended
 
     def answer(self, number: int, patience: float = PATIENCE) -> Any:
         """The result of a request; raises what the server says is wrong."""
@@ -219,7 +221,8 @@ class SocketPeer(Peer):
     """A client over a real socket, with a thread that reads."""
 
     def __init__(self, address: tuple[str, int] | str, name: str = '1', read_only: bool = False,
-                 register: bool = True, reading: bool = True) -> None:
+                 register: bool = True, reading: bool = True,
+                 wrap: Callable[[socket.socket], socket.socket] = lambda sock: sock) -> None:
         super().__init__()
         family = socket.AF_UNIX if isinstance(address, str) else \
             socket.AF_INET6 if ':' in address[0] else socket.AF_INET
@@ -229,6 +232,7 @@ class SocketPeer(Peer):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self.sock.connect(address)
+            self.sock = wrap(self.sock)
         except OSError:
             self.sock.close()
             raise

@@ -58,6 +58,7 @@ def test_jobs_at_the_same_time_have_a_thread_each(make: Callable[..., Threads]) 
     for job in jobs:
         threads.run(job)
     assert len({job.thread_of() for job in jobs}) == 5
+    assert all(job.thread.daemon for job in jobs)  # who hangs does not keep the process from ending
     for job in jobs:
         job.may_end.set()
 
@@ -124,7 +125,7 @@ def test_a_job_that_comes_just_when_the_thread_gives_up_is_done(
 
 
 def test_close_waits_for_jobs_and_ends_who_waits(make: Callable[..., Threads]) -> None:
-    threads = make()
+    threads = make(patience=3600)  # who is done later must not wait for anything
     idle, busy = Job(), Job()
     threads.run(idle)
     threads.run(busy)

@@ -73,13 +73,14 @@ def unread(effort: float) -> Account:
         store(writer, large, z64, b'x' * 2 * MB)
         load_current(reader, large)
         many = [writer.new_oid() for _ in range(200)]
-        # 4 MB of replies wait for each, in memory of his thread, of which the allocator may keep all.
-        with watched(server, account, KEPT + stuck * 4 * MB):
+        alone = Resources.of(server.process.pid)
+        for peer in _ask_much(server, stuck, large, asked):  # what a thread keeps for its next need is kept once
+            reset(peer)
+        until(lambda: Resources.of(server.process.pid).files <= alone.files, 'the first ones are gone')
+        with watched(server, account):
+            account.before = alone._replace(memory=Resources.of(server.process.pid).memory)
             free = [seconds(_commit_many, writer, many) for _ in range(commits)]
-            peers = [SocketPeer(server.address, reading=False) for _ in range(stuck)]
-            for peer in peers:
-                for number in range(100, 100 + asked):
-                    peer.ask('loadBefore', large, p64(2**63 - 1))
+            peers = _ask_much(server, stuck, large, asked)
             beside = [seconds(_commit_many, writer, many) for _ in range(commits)]
             most = Resources.of(server.process.pid).memory
             # The replies that wait for each, and what a reply takes that is being made.
@@ -95,6 +96,15 @@ def unread(effort: float) -> Account:
             reader.sync()
             account.expect(load_current(reader, many[0]) == load_current(writer, many[0]), 'what others see')
     return account
+
+
+def _ask_much(server: Server, peers: int, oid: bytes, times: int) -> list[SocketPeer]:
+    """Clients that ask for an object again and again and read nothing."""
+    asking = [SocketPeer(server.address, reading=False) for _ in range(peers)]
+    for peer in asking:
+        for _ in range(times):
+            peer.ask('loadBefore', oid, p64(2**63 - 1))
+    return asking
 
 
 #: A FileStorage in a server that gives up who is so many bytes behind: 64 MB are a lot of commits.
@@ -545,7 +555,7 @@ def out_of_files(effort: float) -> Account:
             most = len(os.listdir(f'/proc/{pid}/fd')) + 20
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, limits[1]))
             with contextlib.ExitStack() as strangers:
-                for _ in range(max(int(400 * effort), 60)):
+                for _ in range(max(int(140 * effort), 60)):  # more would wait for the operating system
                     stranger = socket.create_connection(server.address, PATIENCE)
                     strangers.callback(stranger.close)
                 for _ in range(20):

@@ -96,15 +96,16 @@ class Outgoing:
                 self.stuck = False
 
     def beat(self, frame: Frame) -> bool:
-        """Send a sign of life, unless there are better ones; never waits.  Whether it was sent."""
+        """Send a sign of life after what was posted, unless somebody is sending; never waits.  Whether it was sent.
+
+        (What was posted may lie here for as long as a transaction takes; it is no sign of life until it is sent.)
+        """
         if self._lock.acquire(False):
             try:
-                if not self._posted:
-                    part, = frame
-                    sent = self._send(part, DONT_WAIT)
-                    if sent < len(part):
-                        self._posted.append(part[sent:])
-                    return True
+                said = b''.join((*self._posted, *frame))
+                rest = said[self._send(said, DONT_WAIT):]
+                self._posted, self._size = [rest] if rest else [], len(rest)
+                return True
             except BlockingIOError:
                 pass  # the server has more than enough to read
             except OSError as error:
@@ -173,9 +174,12 @@ class SecureOutgoing(Outgoing):
     def beat(self, frame: Frame) -> bool:
         if self._lock.acquire(False):
             try:
-                better = self._posted or self._unsent
-                self._send_at_once(() if better else frame)
-                return not better
+                if self._unsent:
+                    self._send_at_once(())  # that is a sign, too
+                    return False
+                said, self._posted, self._size = b''.join((*self._posted, *frame)), [], 0
+                self._send_at_once((said,))
+                return True
             finally:
                 self._lock.release()
         return False

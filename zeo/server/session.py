@@ -88,12 +88,14 @@ class Session:
     (its address, and later its label).  ``hang_up`` ends the connection; any thread may call it.
     ``roles`` say what it may do, who has connected to ``address``.  All clients share the ``iterators``.
     ``may_log`` says whether there may be another line about it that tells of everyday life.
+    ``heard`` is called, in the thread that handles messages, when the client gives a sign of life.
     """
 
     def __init__(self, storages: Mapping[str, Served], outbox: Outbox, client: str,
                  hang_up: Callable[[], None] = lambda: None, *, limits: Limits = Limits(),
                  roles: Roles = Roles(), address: Any = None,
-                 iterators: Allowance = Allowance(2**31), may_log: Callable[[], bool] = lambda: True) -> None:
+                 iterators: Allowance = Allowance(2**31), may_log: Callable[[], bool] = lambda: True,
+                 heard: Callable[[], None] = lambda: None) -> None:
         self.outbox = outbox
         self.client = client
         self.connected = time.time()
@@ -117,6 +119,7 @@ class Session:
         self._transaction: Transaction | None = None
         self._allowance = iterators
         self._may_log = may_log
+        self._heard = heard
         self._iterators: dict[int, Iterator[Any]] = {}  # over transactions
         self._record_iterators: dict[int, Iterator[Any]] = {}
         self._iterator_ids = itertools.count()
@@ -159,6 +162,7 @@ class Session:
             return
         message_id, oneway, name, args = messages.decode_from_client(payload)
         if messages.is_heartbeat(message_id):
+            self._heard()
             return
         self._size = len(payload)
         if self.outbox.backlog > ROOM and not oneway:
@@ -350,6 +354,7 @@ class Session:
 
     def pulse(self) -> None:
         self.wants_pulse = True
+        self._heard()  # it gives signs of life itself
 
     def set_client_label(self, label: str) -> None:
         printable = _printable(str(label)[:100])

@@ -51,6 +51,7 @@ from zeo.wire.framing import frame
 #: ``pulse``
 #:     After the notice ``pulse()`` the server gives a sign of life, the notice ``pulse()``, every
 #:     `PULSE_INTERVAL` seconds unless it has something else to say; whatever its storages are busy with.
+#:     The client has to give signs of life then, too (`HEARTBEAT`), every minute.
 EXTENSIONS = 'zeo'
 
 #: Seconds between two signs of life of a server.
