@@ -106,7 +106,8 @@ class Index:
 
     def knows(self, oid: int) -> bool:
         """Whether there is any revision of `oid`."""
-        return oid in self.current.starts or oid in self.suspect.starts or oid in self.historic
+        # By places: who asks has just missed the object there, and the processor remembers that.
+        return oid in self.current.places or oid in self.suspect.places or oid in self.historic
 
     def is_over(self, oid: int, start: int) -> bool:
         """Whether all that is known of `oid` had ended when `start` began."""
