@@ -1060,6 +1060,33 @@ def test_a_revision_that_ended_while_it_was_read_does_not_enter_memory(
     assert cache.load(A) is None
 
 
+def test_what_is_hit_while_it_ends_does_not_enter_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    cache.load(A)
+    invalidate = cache._ledger.invalidate
+
+    def hitting(*args: Any) -> None:  # the change has begun, the index does not know of it
+        assert cache.load(A) == (b'one', T1)
+        assert A not in cache._hot  # wherever the change is interrupted
+        invalidate(*args)
+
+    monkeypatch.setattr(cache._ledger, 'invalidate', hitting)
+    cache.invalidate(T2, [A])
+    assert cache.load(A) is None
+
+
+def test_what_was_hit_while_it_was_set_aside_counts_as_used(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    for oid in A, B:
+        cache.store(oid, T1, None, bytes(200))
+    for _ in range(5):
+        cache.load(A)
+    assert cache._aside
+    cache.flush()
+    assert [cache._ledger.use(cache._ledger.index.current.places[u64(oid)]) for oid in (A, B)] == [True, False]
+
+
 def test_memory_holds_no_more_than_its_share(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('zeo.client.cache.HOT_SIZE', 60 + 60 + HOT_EXTRA)
     for oid in A, B:
