@@ -19,9 +19,9 @@ cache: nothing is served from a state nobody can prove.  The file keeps the pref
 log starts over when there is something to store.
 
 **What came last is set aside.**  Loads come one at a time, each after a wait in which the processor
-forgot all about us; putting many revisions away at once takes a fraction of the time.  So new current
-ones of unknown objects first go into a small dict, where they can be found; any other change puts
-them away before it is made, and so sees nothing of it.
+forgot all about us; putting many revisions away at once, as one record of the log, takes a fraction of
+the time.  So new current ones of unknown objects first go into a small dict, where they can be found; any
+other change puts them away before it is made, and so sees nothing of it.
 
 In memory an object takes some 50 bytes, plus one byte per 128 bytes of the file.
 """
@@ -29,7 +29,6 @@ In memory an object takes some 50 bytes, plus one byte per 128 bytes of the file
 import logging
 import os
 import threading
-from zlib import crc32
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from hashlib import blake2b
@@ -38,6 +37,7 @@ from itertools import chain
 from operator import add
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
+from zlib import crc32
 
 from ZODB.utils import p64, u64, z64
 
@@ -55,7 +55,8 @@ FAR_FUTURE = b'\xff' * 8
 #: So many revisions, and so many bytes of them, may be set aside; a longer one never is.
 ASIDE, ASIDE_SIZE, ASIDE_LONGEST = 64, 128 * 1024, 16 * 1024
 
-#: Bytes of memory for what was hit more than once since the last change; so many go to what is around a record.
+#: Bytes of memory for what was hit more than once since the last change; so many of them are for what is
+#: around a record.
 HOT_SIZE, HOT_EXTRA = 1024 * 1024, 250
 
 #: When the disk refuses, so many stores are ignored before it is tried again.
