@@ -1,4 +1,7 @@
-"""Measure the client's cache beside ZEO's: ``python -m tests.bench.bench_cache``.  Prints a Markdown table."""
+"""Measure the client's cache beside ZEO's: ``python -m tests.bench.bench_cache``.  Prints Markdown tables.
+
+The second one is about its share of what a client does: the same is done with a cache that keeps nothing, in turn.
+"""
 
 import os
 import random
@@ -6,10 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
+from statistics import quantiles
 from typing import Any
 
-from zeo.client.cache import open_cache
+from tests.bench.sides import Ours, Population, Server, serving
+from tests.bench.sides import oids as numbered
+from zeo.client.cache import Cache, open_cache
+from zeo.client.cachefile import Log, unnamed
 
 SIZE = 20 << 20
 RECORD = 1024
@@ -38,6 +46,11 @@ def middle(function: Callable[[], object], repeat: int) -> float:
     """The average of the better half, where not every run has the same to do."""
     better = sorted(times(function, repeat))[:repeat // 2]
     return sum(better) / len(better)
+
+
+def lower_quartile(some: Iterable[float]) -> float:
+    """What it takes while the machine has little else to do."""
+    return quantiles(some)[0]
 
 
 def times(function: Callable[[], object], repeat: int) -> list[float]:
@@ -70,10 +83,12 @@ def measure(make: Callable[[str], Any], path: str) -> dict[str, float]:
     hot = oids[position - 5_000:position]
 
     def hit() -> None:
-        for oid in random.sample(hot, 500):
-            assert cache.loadBefore(oid, MAXTID)
+        for oid in once.pop():
+            cache.loadBefore(oid, MAXTID)
 
-    result['hit 1 KB, µs'] = seconds(hit, 50) / 500 * 1e6
+    random.shuffle(hot)
+    once = [hot[first:first + 500] for first in range(0, len(hot), 500)]
+    result['hit 1 KB for the first time, µs'] = seconds(hit, len(once)) / 500 * 1e6
 
     def hit_again() -> None:
         for oid in hot[:500]:
@@ -83,13 +98,23 @@ def measure(make: Callable[[str], Any], path: str) -> dict[str, float]:
 
     with open(path, 'rb', buffering=0) as file:
         handle = file.fileno()
-        places = random.sample(range(SIZE // 1100), 500)
+        places = random.sample(range(SIZE // 1100), 5_000)
 
         def read() -> None:
-            for place in places:
+            for place in scattered.pop():
                 os.pread(handle, RECORD, place * 1100)
 
-        result['only read 1 KB from the file, µs'] = seconds(read, 50) / 500 * 1e6
+        scattered = [places[first:first + 500] for first in range(0, len(places), 500)]
+        result['only read 1 KB from the file, µs'] = seconds(read, len(scattered)) / 500 * 1e6
+
+        def verify() -> None:
+            for place in scattered.pop():
+                data = os.pread(handle, RECORD + 20, place * 1100)
+                zlib.crc32(data)
+                data[16:-4]
+
+        scattered = [places[first:first + 500] for first in range(0, len(places), 500)]
+        result['read, checksum and slice, µs'] = seconds(verify, len(scattered)) / 500 * 1e6
 
     def miss() -> None:
         for oid in tids[100_000:100_500]:
@@ -119,6 +144,75 @@ def measure(make: Callable[[str], Any], path: str) -> dict[str, float]:
     result['objects of 1 KB held'] = len(make_and_close(make, path))
     result['memory per object, bytes'] = memory(make, path + '-small')
     return result
+
+
+class Nothing(Cache):
+    """A cache that keeps nothing, and takes no time for that."""
+
+    def __init__(self) -> None:
+        super().__init__(Log(unnamed(), SIZE, bytes(16)), None)
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> None:
+        pass
+
+    def store(self, *_: Any) -> None:
+        pass
+
+    renew = invalidate = store
+
+
+def work(server: Server, cache: Cache, number: int) -> dict[str, tuple[float, float]]:
+    """What loads and commits take a client with that cache: seconds, and seconds of its own CPU.
+
+    Each ``number`` is for other objects.
+    """
+    from ZODB.Connection import TransactionMetaData
+    storage = Ours().open(server.address, server.path, cache=cache)
+
+    def load(some: list[bytes]) -> None:
+        for oid in some:
+            storage.loadBefore(oid, MAXTID)
+
+    def commit(some: list[bytes]) -> None:
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        for oid, serial in zip(some, serials):
+            storage.store(oid, serial, record, '', transaction)
+        storage.tpc_vote(transaction)
+        serials[:] = [storage.tpc_finish(transaction)] * len(some)
+
+    def clock(function: Callable[[list[bytes]], None], some: list[bytes]) -> tuple[float, float]:
+        began, cpu = time.perf_counter(), time.process_time()
+        function(some)
+        return time.perf_counter() - began, time.process_time() - cpu
+
+    record, own = os.urandom(RECORD), numbered(1_000_000 + 1_000 * number, 1_000)
+    serials = [bytes(8)] * len(own)
+    try:
+        load(numbered(1, 300))
+        result = {'cold load of 1 KB': clock(load, numbered(1_000 + number % 9 * 3_000, 3_000))}
+        result['commit of 1,000 new objects'] = clock(commit, own)
+        result['commit of 1,000 known objects'] = clock(commit, own)
+    finally:
+        storage.close()
+    return result
+
+
+def shares(rounds: int = 15) -> None:
+    """Print how much of a client's work its cache is."""
+    taken: dict[str, list[list[tuple[float, float]]]] = {}
+    with serving(Ours(), Population(30_000, RECORD)) as server:
+        for number in range(rounds):
+            for kept, cache in enumerate((Nothing(), open_cache(None, SIZE))):
+                for what, times in work(server, cache, 2 * number + kept).items():
+                    taken.setdefault(what, [[], []])[kept].append(times)
+    print('\n| | with a cache | without | share of its time | of its CPU |\n|---|---:|---:|---:|---:|')
+    for what, (without, kept) in taken.items():
+        (time_kept, cpu_kept), (time_without, cpu_without) = (
+            map(lower_quartile, zip(*some)) for some in (kept, without))
+        scale, unit = (1e6 / 3_000, 'µs') if 'load' in what else (1e3, 'ms')
+        print(f'| {what} | {time_kept * scale:.1f} {unit} | {time_without * scale:.1f} {unit} '
+              f'| {1 - time_without / time_kept:.0%} | {1 - cpu_without / cpu_kept:.0%} |')
 
 
 def make_and_close(make: Callable[[str], Any], path: str) -> range:
@@ -165,6 +259,7 @@ def main() -> None:
     print('| | zeo | ZEO |\n|---|---:|---:|')
     for what in mine:
         print(f'| {what} | {mine[what]:,.1f} | {other[what]:,.1f} |')
+    shares()
 
 
 if __name__ == '__main__':

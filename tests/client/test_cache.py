@@ -17,7 +17,7 @@ from ZODB.utils import p64, u64, z64
 from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, teach
 from zeo.client import cache as cache_module
 from zeo.client import cachefile
-from zeo.client.cache import ASIDE, ASIDE_SIZE, Cache, CacheUnavailable, cache_path, open_cache
+from zeo.client.cache import ASIDE, ASIDE_SIZE, HOT_EXTRA, Cache, CacheUnavailable, cache_path, open_cache
 from zeo.client.cachefile import Log
 from zeo.client.cacheledger import MOVES
 
@@ -459,7 +459,7 @@ def test_the_longest_record_is_cached_among_records_that_are_used(cache: Cache) 
     for number in range(200):
         cache.store(p64(number), T1, None, bytes(100))
         cache.load(p64(number))
-    longest = bytes(512 - 32 - 36 - 4)
+    longest = bytes(512 - 32 - 20 - 20 - 20)
     for number in range(1000, 1030):
         cache.store(p64(number), T1, None, longest)
         assert cache.load(p64(number)) == (longest, T1)
@@ -503,7 +503,7 @@ def test_new_objects_get_in_though_all_are_in_use(opened: Callable[..., Cache]) 
             cache.load(oid)
         fill(cache, number, 1)
         assert cache.load(p64(number))
-    segments_filled = 1000 * 136 / cache._log.segment
+    segments_filled = 1000 * 160 / cache._log.segment
     assert cache._log.begun - begun < 6 * segments_filled
 
 
@@ -815,7 +815,7 @@ def test_a_full_disk_at_the_start_does_not_stop_the_client(
 
 
 @pytest.mark.parametrize('interrupted', [
-    'put', 'forget', 'invalidate', 'drop', 'confirm', 'suspect_all', 'append', 'begin', 'flush', 'oldest'])
+    'put', 'evict', 'invalidate', 'drop', 'confirm', 'suspect_all', 'append', 'begin', 'flush', 'oldest'])
 @pytest.mark.parametrize('before', [True, False])
 def test_an_interrupted_change_leaves_nothing_that_could_be_wrong(
         cache: Cache, tmp_path: Path, monkeypatch: Any, interrupted: str, before: bool) -> None:
@@ -1060,8 +1060,35 @@ def test_a_revision_that_ended_while_it_was_read_does_not_enter_memory(
     assert cache.load(A) is None
 
 
+def test_what_is_hit_while_it_ends_does_not_enter_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    cache.load(A)
+    invalidate = cache._ledger.invalidate
+
+    def hitting(*args: Any) -> None:  # the change has begun, the index does not know of it
+        assert cache.load(A) == (b'one', T1)
+        assert A not in cache._hot  # wherever the change is interrupted
+        invalidate(*args)
+
+    monkeypatch.setattr(cache._ledger, 'invalidate', hitting)
+    cache.invalidate(T2, [A])
+    assert cache.load(A) is None
+
+
+def test_what_was_hit_while_it_was_set_aside_counts_as_used(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    for oid in A, B:
+        cache.store(oid, T1, None, bytes(200))
+    for _ in range(5):
+        cache.load(A)
+    assert cache._aside
+    cache.flush()
+    assert [cache._ledger.use(cache._ledger.index.current.places[u64(oid)]) for oid in (A, B)] == [True, False]
+
+
 def test_memory_holds_no_more_than_its_share(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('zeo.client.cache.HOT_SIZE', 100)
+    monkeypatch.setattr('zeo.client.cache.HOT_SIZE', 60 + 60 + HOT_EXTRA)
     for oid in A, B:
         cache.store(oid, T1, None, b'x' * 60)
     cache.flush()

@@ -18,7 +18,7 @@ from ZODB.utils import p64, z64
 
 from tests.client.truth import SMALL, Truth, copied, knowledge, teach
 from zeo.client.cache import Cache, open_cache
-from zeo.client.cachefile import COLLECTED, Log, claim, pack, repack, unpack
+from zeo.client.cachefile import COLLECTED, Log, claim, pack, pack_all, repack, unpack
 
 STORAGE = b'one storage'.ljust(16)
 TINY = 64 + 4 * 512     # bytes: four segments of the shortest kind, and no room for a summary
@@ -119,6 +119,25 @@ def test_what_was_written_after_the_damage_does_not_come_back(path: Path) -> Non
     log.close()
 
 
+def test_a_segment_begun_anew_is_not_followed_by_what_was_in_it(path: Path) -> None:
+    """Its header says the same again, and the old records would go on from there."""
+    log = opened(path)
+    log.start_over(0)
+    write(log, 0, 1, 2, 3, 4)
+    assert log._closed[0] == (64, 512) and log._start == 64 + 512
+    log.flush()
+    log.abandon()
+    data = path.read_bytes()
+    path.write_bytes(data[:64 + 512] + b'?' + data[64 + 512 + 1:])
+    log = opened(path)
+    assert tags(log) == [b'0000', b'0001', b'0002']
+    log.begin(3)
+    log.close(b'')
+    log = opened(path)
+    assert tags(log) == [b'0000', b'0001', b'0002']
+    log.close()
+
+
 @pytest.mark.parametrize('damaged', [b'%04d' % number for number in range(91, 99)])
 def test_what_is_lost_in_between_is_a_gap(path: Path, damaged: bytes) -> None:
     log = opened(path)
@@ -160,6 +179,30 @@ def test_a_log_that_starts_over_forgets_what_was_before(path: Path) -> None:
     log = opened(path)
     assert tags(log) == [b'0020']
     log.close()
+
+
+def test_many_make_one_record_and_are_found_one_by_one(path: Path) -> None:
+    log = opened(path, 1 << 20)
+    log.start_over(0)
+    write(log, 1)
+    bodies = [bytes([number]) * (number * 7 % 50) for number in range(40)]
+    places = log.append_all(b'many', pack_all([p64(number) + p64(9) for number in range(40)], bodies))
+    write(log, 2)
+    log.close(b'')
+    log = opened(path, 1 << 20)
+    log.resume()
+    [(_, _, records, image)] = log.replay()
+    assert [record.tag for record in records] == [b'0001'] + 40 * [b'many'] + [b'0002']
+    assert [record[1:] for record in records[1:-1]] == [(n, 9, 0, place) for n, place in enumerate(places)]
+    for number, place in enumerate(places):
+        assert log.content(place, image) == log.read(place)
+        assert unpack(log.read(place)) == (p64(number), p64(9), bodies[number])
+    log.close()
+
+
+def test_what_is_packed_together_is_packed_alike() -> None:
+    names, bodies = [p64(n) + p64(n + 1) for n in range(5)], [bytes(n * 10) for n in range(5)]
+    assert pack_all(names, bodies) == [pack(name[:8], name[8:], body) for name, body in zip(names, bodies)]
 
 
 def test_no_more_than_a_little_waits_to_be_written(path: Path) -> None:
@@ -226,7 +269,7 @@ def test_packed_content_does_not_survive_any_flipped_bit() -> None:
     (lambda data: data[:64], 'nothing in it'),
     (lambda data: b'ZEC3' + data[4:], 'look like a cache'),
     (lambda data: bytes(5000), 'look like a cache'),
-    (lambda data: data[:8] + b'\2' + data[9:], 'version 2'),
+    (lambda data: data[:8] + b'\1' + data[9:], 'version 1'),
     (lambda data: data[:20] + b'?' + data[21:], 'header is damaged')])
 def test_a_file_that_cannot_be_used_starts_empty_with_one_line_in_the_log(
         path: Path, caplog: Any, change: Any, reason: str | None) -> None:

@@ -9,16 +9,19 @@ index before.  So if none was begun, the bytes are those of the revision that wa
 the index was asked (*read, then validate*); the checksum is for damage on the disk.  If one was, the
 same is done again under the mutex, where nothing moves.
 
-What is hit again and again is also kept in memory, up to 1 MB, until the next change of the cache.
+What is hit again and again is also kept in memory, up to 1 MB, until the next change of the cache.  Who
+hits puts it into the dict that was there *before* it asked the index.  A change replaces that dict when
+it begins, by one that takes nothing, and again when it is over.  So what is in the dict that can be found
+was found in the index when the last change was over, and there was none since.
 
 **Whatever interrupts a change** (a full disk, KeyboardInterrupt between two steps) leaves an empty
 cache: nothing is served from a state nobody can prove.  The file keeps the prefix it has, and the
 log starts over when there is something to store.
 
 **What came last is set aside.**  Loads come one at a time, each after a wait in which the processor
-forgot all about us; putting many revisions away at once takes a fraction of the time.  So new current
-ones of unknown objects first go into a small dict, where they can be found; any other change puts
-them away before it is made, and so sees nothing of it.
+forgot all about us; putting many revisions away at once, as one record of the log, takes a fraction of
+the time.  So new current ones of unknown objects first go into a small dict, where they can be found; any
+other change puts them away before it is made, and so sees nothing of it.
 
 In memory an object takes some 50 bytes, plus one byte per 128 bytes of the file.
 """
@@ -31,14 +34,16 @@ from functools import wraps
 from hashlib import blake2b
 from io import FileIO
 from itertools import chain
+from operator import add
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
+from zlib import crc32
 
 from ZODB.utils import p64, u64, z64
 
-from zeo.client.cachefile import Content, Log, Unusable, claim, pack, unnamed, unpack
+from zeo.client.cachefile import RESIDUE, Content, Log, Unusable, claim, pack, unnamed, unpack
 from zeo.client.cacheindex import OPEN
-from zeo.client.cacheledger import MOST_USED, Ledger
+from zeo.client.cacheledger import Ledger
 from zeo.errors import ClientStorageError
 
 __all__ = ['Cache', 'CacheUnavailable', 'cache_path', 'open_cache']
@@ -50,14 +55,27 @@ FAR_FUTURE = b'\xff' * 8
 #: So many revisions, and so many bytes of them, may be set aside; a longer one never is.
 ASIDE, ASIDE_SIZE, ASIDE_LONGEST = 64, 128 * 1024, 16 * 1024
 
-#: Bytes of records that were hit more than once and are kept in memory since the last change.
-HOT_SIZE = 1024 * 1024
+#: Bytes of memory for what was hit more than once since the last change; so many of them are for what is
+#: around a record.
+HOT_SIZE, HOT_EXTRA = 1024 * 1024, 250
 
 #: When the disk refuses, so many stores are ignored before it is tried again.
 PAUSE = 1000
 
 P = ParamSpec('P')
 T = TypeVar('T')
+
+Current = tuple[bytes, bytes, None]     # record, start; no end
+
+
+class _Nowhere(dict[bytes, Current]):
+    """Where what is hit during a change is put."""
+
+    def __setitem__(self, oid: bytes, revision: Current) -> None:
+        pass
+
+
+NOWHERE = _Nowhere()
 
 
 class CacheUnavailable(ClientStorageError):
@@ -120,10 +138,9 @@ def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenat
                 return None
             self._changing = True
             try:
-                if self._hot:
-                    self._hot, self._hot_size = {}, 0
                 if self._aside:
                     self._put_away()
+                self._hot = NOWHERE
                 return method(self, *args, **kw)
             except OSError as error:
                 self._forget_all(PAUSE)
@@ -133,6 +150,7 @@ def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenat
                 self._forget_all(1)
                 raise
             finally:
+                self._hot, self._hot_size = {}, 0
                 self._changing = False
                 if self._closed:
                     self._close()
@@ -159,13 +177,13 @@ class Cache:
         self._complained = False
         self._log = log
         self._ledger = Ledger(log)
-        #: Current revisions that were hit more than once, by oid.  Every change begins with none, so
-        #: there is no change that they may miss; they enter under the mutex and are found without it.
-        self._hot: dict[bytes, tuple[bytes, bytes, None]] = {}
+        #: Current revisions that were hit, by oid; see above.
+        self._hot: dict[bytes, Current] = {}
         self._hot_size = 0
-        #: What is known beside the index, by oid: record, start, hits.  Replaced, never emptied.
-        self._aside: dict[bytes, list[Any]] = {}
+        #: What is known beside the index, by oid.  Replaced, never emptied.
+        self._aside: dict[bytes, Current] = {}
         self._aside_size = 0
+        self._aside_hits: dict[bytes, int] = {}
         self._longest_aside = min(ASIDE_LONGEST, log.segment // 16)
         #: After the disk has refused, or a change was interrupted, so many stores are ignored before
         #: the ledger starts over.
@@ -194,39 +212,41 @@ class Cache:
         """The revision that was current before `tid`: record, start tid, end tid (None: current)."""
         if not len(oid) == len(tid) == 8:
             return None
-        hot = self._hot.get(oid)
-        if hot is not None and hot[1] < tid:
-            return hot
-        aside = self._aside.get(oid)
-        if aside is not None and aside[1] < tid:
-            aside[2] += 1
-            return aside[0], aside[1], None
+        hot = self._hot
+        found = hot.get(oid)
+        if found is not None and found[1] < tid:
+            return found
+        found = self._aside.get(oid)
+        if found is not None and found[1] < tid:
+            self._aside_hits[oid] = self._aside_hits.get(oid, 0) + 1
+            return found
         log, key = self._log, int.from_bytes(oid)
         begun = log.begun
         place = self._ledger.index.current.places.get(key)
         if place is not None:
             try:
-                found = unpack(log.read(place))
+                content = log.read(place)
             except OSError:     # closed meanwhile, or a bad disk
-                found = None
-            if found is not None and found[0] == oid and found[1] < tid and log.begun == begun:
-                hot = found[2], found[1], None
-                if self._ledger.use(place):
-                    self._keep_hot(oid, key, hot)
-                return hot
+                content = b''
+            if crc32(content) == RESIDUE and content[:8] == oid and log.begun == begun:
+                start = content[8:16]
+                if start < tid:
+                    found = content[16:-4], start, None
+                    if self._ledger.use(place):
+                        self._keep_hot(hot, oid, found)
+                    return found
         elif key not in self._ledger.index.historic and not self._changing:
             return None
         return self._find(key, int.from_bytes(tid))
 
-    def _keep_hot(self, oid: bytes, key: int, revision: tuple[bytes, bytes, None]) -> None:
-        """Have a revision that is hit again and again in memory, if it is still the current one."""
-        with self._mutex:
-            if (not self._changing and self._ledger.index.current.starts.get(key)
-                    == int.from_bytes(revision[1])):
-                self._hot_size += len(revision[0])
-                if self._hot_size > HOT_SIZE:
-                    self._hot, self._hot_size = {}, len(revision[0])
-                self._hot[oid] = revision
+    def _keep_hot(self, hot: dict[bytes, Current], oid: bytes, revision: Current) -> None:
+        """Have a revision that is hit again and again in memory; `hot` is older than the search for it."""
+        hot[oid] = revision
+        self._hot_size += len(revision[0]) + HOT_EXTRA
+        if self._hot_size > HOT_SIZE:
+            with self._mutex:
+                if not self._changing:
+                    self._hot, self._hot_size = {}, 0
 
     @_change
     def _find(self, oid: int, tid: int) -> tuple[bytes, bytes, bytes | None] | None:
@@ -287,7 +307,7 @@ class Cache:
                     or len(data) > self._longest_aside or oid in aside
                     or not len(oid) == len(start) == 8 or self._ledger.index.knows(int.from_bytes(oid))):
                 return False
-            aside[oid] = [data, start, 0]
+            aside[oid] = data, start, None
             self._aside_size += len(data)
             if len(aside) >= ASIDE or self._aside_size >= ASIDE_SIZE:
                 self._settle()
@@ -298,12 +318,13 @@ class Cache:
         """Nothing is set aside any more (that is so before every change)."""
 
     def _put_away(self) -> None:
+        aside, ledger = self._aside, self._ledger
         if self._in_service():
-            number = int.from_bytes
-            self._ledger.learn_news(
-                (number(oid), number(start), used if used < MOST_USED else MOST_USED, pack(oid, start, data))
-                for oid, (data, start, used) in self._aside.items())
-        self._aside, self._aside_size = {}, 0
+            bodies, starts, _ = zip(*aside.values())
+            ledger.learn_news(list(map(add, aside, starts)), bodies)
+            for oid, hits in self._aside_hits.items():
+                ledger.use(ledger.index.current.places[int.from_bytes(oid)], hits)
+        self._aside, self._aside_size, self._aside_hits = {}, 0, {}
 
     @_change
     def _store(self, oid: int, start: int, end: int, content: Content) -> None:
@@ -335,11 +356,10 @@ class Cache:
 
         An error of `records` leaves an empty cache, as whatever interrupts a change.
         """
-        self._renew(u64(tid), list(map(u64, oids)),
-                    ((u64(oid), pack(oid, tid, data)) for oid, data in records))
+        self._renew(u64(tid), list(map(u64, oids)), records)
 
     @_change
-    def _renew(self, tid: int, oids: list[int], records: Iterable[tuple[int, Content]]) -> None:
+    def _renew(self, tid: int, oids: list[int], records: Iterable[tuple[bytes, bytes]]) -> None:
         self._ledger.invalidate(tid, oids)
         if self._in_service():
             self._ledger.learn_all(tid, records)
@@ -459,7 +479,7 @@ class Cache:
         try:
             self._resting = pause
             self._hot, self._hot_size = {}, 0
-            self._aside, self._aside_size = {}, 0
+            self._aside, self._aside_size, self._aside_hits = {}, 0, {}
         finally:
             self._ledger.forget_all()
 

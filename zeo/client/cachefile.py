@@ -9,14 +9,15 @@ the file was closed cleanly, else 0 (1 byte), two bytes unused, the length of a 
 bytes), the identity of the server (16 bytes, zeros if unknown), the checksum of the summary (4
 bytes, zeros if there is none), and a checksum of all that (4 bytes).
 
-Segments of equal length follow.  A segment that was ever used starts with 32 bytes: the magic
-again, its number (8 bytes, one more than that of the segment begun before it), the cache's last tid
-at that moment (8 bytes), the last checksum of the segment before it (4 bytes), and a checksum (4
-bytes).  Records follow one another without gaps.  A record is a *head* of 36 bytes: its checksum (4 bytes),
-a tag (4 bytes), the length of the body (4 bytes), an end tid, an oid and a start tid (8 bytes each);
-then its *body*; then the checksum of oid, start and body (4 bytes, little-endian).  What end, oid,
-start and body mean is up to the tag.  From the oid on it is the *content*, by which alone a record
-proves that it is this body of that oid and start.
+Segments of equal length follow.  A segment that was ever used starts with 32 bytes: the first half of
+the magic, 4 random bytes, its number (8 bytes, one more than that of the segment begun before it), the
+cache's last tid at that moment (8 bytes), the last checksum of the segment before it (4 bytes), and a
+checksum (4 bytes).  Records follow one another without gaps.  A record is about one or more revisions that come
+in one go.  It starts with a *head*: its checksum (4 bytes), a tag (4 bytes), an end tid (8 bytes), the
+number of its *contents* (4 bytes); of each its name, which is an oid and a start tid (8 bytes each);
+then of each the length of its body (4 bytes).  The contents follow: the name once more, the *body*,
+and the checksum of both (4 bytes, little-endian), so that each proves by itself that it is this body of
+that oid and start.  What end, oid, start and body mean is up to the tag.
 
 Other numbers are big-endian, all checksums CRC-32.  Those of segments and heads form a chain: a
 segment's starts from the epoch, a head's from the one before it.  So what an earlier round of the
@@ -42,38 +43,43 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
+from itertools import chain, repeat
 from struct import Struct
 from typing import NamedTuple
 
-__all__ = ['AROUND', 'SIZE_BITS', 'Content', 'Log', 'Record', 'Unusable', 'claim', 'pack', 'repack', 'unnamed', 'unpack']
+__all__ = ['ALONE', 'COLLECTED', 'MANY', 'RESIDUE', 'SIZE_BITS', 'Content', 'Log', 'Record', 'Unusable', 'claim', 'pack', 'pack_all', 'repack', 'unnamed', 'unpack']
 
 MAGIC = b'zeocache'
-VERSION = 1
+SIGN = MAGIC[:4]
+VERSION = 2
 
 HEADER = Struct('>8s B B 2x I 8s 16s 16s I')    # then the checksum
-SEGMENT = Struct('>8s Q Q I')                   # then the checksum
+SEGMENT = Struct('>4s 4s Q Q I')                # then the checksum
 CHECK = Struct('>I')
-HEAD = Struct('>I 4s I Q Q Q')                  # starting with its own checksum
-FRONT = Struct('>4s I Q')                       # what is neither the checksum nor the content's
+HEAD = Struct('>I 4s Q I')                      # starting with its own checksum; names and lengths follow
+FRONT = Struct('>4s Q I')                       # the same without that
 CONTENT_CHECK = Struct('<I')
+LENGTH = Struct('>I')                          # of a body, in a head
 SUMMARY = Struct('>Q Q Q Q I I')                # the file's maximum length; number, start and position of the open segment,
                                                 # last checksum, number of other segments
 CLOSED = Struct('>Q Q')                         # start and used length of a segment
 
 FIRST = 64                                      # where the first segment starts
 SEGMENT_SIZE = SEGMENT.size + CHECK.size
-FRONT_SIZE = CHECK.size + FRONT.size            # a record without the content
 NAME_SIZE = 8 + 8                               # oid and start
+ROW_SIZE = NAME_SIZE + LENGTH.size                      # what a head says of one content
 PROOF_SIZE = NAME_SIZE + CONTENT_CHECK.size     # content without the body
-AROUND = FRONT_SIZE + PROOF_SIZE                # a record without the body
+AROUND = ROW_SIZE + PROOF_SIZE                  # what a record needs for each body
+ALONE = HEAD.size + AROUND                      # a record of one content without its body
 
 assert HEADER.size + CHECK.size == FIRST
-assert SEGMENT_SIZE == 32 and FRONT_SIZE + NAME_SIZE == HEAD.size == 36
+assert SEGMENT_SIZE == 32 and CHECK.size + FRONT.size == HEAD.size == 20
 
 #: The CRC-32 of anything that ends with its own CRC-32, least significant byte first.
 RESIDUE = 0x2144DF1C
@@ -93,8 +99,13 @@ FEWEST = 4
 #: So many bytes are collected before they are written.
 COLLECTED = 64 << 10
 
-#: So many bytes are read when records are looked for, but not their bodies.
+#: So many contents a record may have.
+MANY = 256
+
+#: So many bytes are read when records are looked for, but not their bodies.  More than any head has.
 PIECE = 64 << 10
+
+assert HEAD.size + MANY * ROW_SIZE < PIECE
 
 
 class Unusable(Exception):
@@ -102,7 +113,7 @@ class Unusable(Exception):
 
 
 class Record(NamedTuple):
-    """A record as it was found in the log."""
+    """A content, as it was found in the log."""
 
     tag: bytes
     oid: int
@@ -133,7 +144,7 @@ def claim(path: str) -> FileIO:
             raise OSError('another client has it open') from None
         # Whoever names a cache's file `Data.fs` by mistake shall not lose it.
         beginning = os.pread(file.fileno(), 4096, 0)
-        if beginning and MAGIC not in beginning and not path.endswith('.zec'):
+        if beginning and SIGN not in beginning and not path.endswith('.zec'):
             raise OSError('it is something else than a cache')
     except BaseException:
         file.close()
@@ -141,7 +152,7 @@ def claim(path: str) -> FileIO:
     return file
 
 
-#: What is appended: oid and start, body, checksum.
+#: What is appended: name (oid and start), body, checksum.
 Content = tuple[bytes, bytes, bytes]
 
 
@@ -149,6 +160,12 @@ def pack(oid: bytes, start: bytes, body: bytes) -> Content:
     """Content, ready to be appended; the body is not copied."""
     name = oid + start
     return name, body, CONTENT_CHECK.pack(zlib.crc32(body, zlib.crc32(name)))
+
+
+def pack_all(names: Iterable[bytes], bodies: Iterable[bytes]) -> list[Content]:
+    """The same for many: a loop without a line of Python in it."""
+    names, bodies = list(names), list(bodies)
+    return list(zip(names, bodies, map(CONTENT_CHECK.pack, map(zlib.crc32, bodies, map(zlib.crc32, names)))))
 
 
 def repack(content: bytes) -> Content:
@@ -209,7 +226,7 @@ class Log:
     @property
     def room(self) -> int:
         """The length of the longest body that a segment can take."""
-        return min(LARGEST - PROOF_SIZE, self.segment - SEGMENT_SIZE - AROUND)
+        return min(LARGEST - PROOF_SIZE, self.segment - SEGMENT_SIZE - ALONE)
 
     @property
     def extent(self) -> int:
@@ -289,24 +306,44 @@ class Log:
 
     # Appending
 
-    def fits(self, length: int) -> bool:
-        """Whether a record with a body of that length fits into the open segment."""
-        return self._position + AROUND + length <= self._start + self.segment
+    def fits(self, length: int, count: int = 1) -> bool:
+        """Whether a record of so many bodies, which have that length together, fits into the open segment."""
+        return self._position + HEAD.size + count * AROUND + length <= self._start + self.segment
 
     def append(self, tag: bytes, end: int, content: Content) -> int:
-        """Append a record that `fits`, made with `pack`; tells its place."""
+        """Append a record of one content that `fits`, made with `pack`; tells its place."""
         name, body, body_check = content
         size = len(body)
-        front = FRONT.pack(tag, size, end) + name
-        self._check = check = zlib.crc32(front, self._check)
-        self._chunks += CHECK.pack(check), front, body, body_check
-        offset = self._position + FRONT_SIZE
-        self._position += AROUND + size
-        place = offset << SIZE_BITS | PROOF_SIZE + size
+        head = FRONT.pack(tag, end, 1) + name + LENGTH.pack(size)
+        self._check = check = zlib.crc32(head, self._check)
+        self._chunks += CHECK.pack(check), head, name, body, body_check
+        at = self._position + HEAD.size + ROW_SIZE
+        place = at << SIZE_BITS | PROOF_SIZE + size
+        self._position = at + PROOF_SIZE + size
         self.pending[place] = content
         if self._position - self._written >= COLLECTED:
             self.flush()
         return place
+
+    def append_all(self, tag: bytes, contents: list[Content]) -> list[int]:
+        """Append a record of all these that `fits`, with no end; tells their places."""
+        names, bodies, _ = zip(*contents)
+        sizes = list(map(len, bodies))
+        count = len(sizes)
+        head = b''.join([FRONT.pack(tag, 0, count), *names, struct.pack(f'>{count}I', *sizes)])
+        self._check = check = zlib.crc32(head, self._check)
+        self._chunks += CHECK.pack(check), head, *chain.from_iterable(contents)
+        at = self._position + HEAD.size + count * ROW_SIZE
+        places = []
+        for size in sizes:
+            size += PROOF_SIZE
+            places.append(at << SIZE_BITS | size)
+            at += size
+        self._position = at
+        self.pending.update(zip(places, contents))
+        if at - self._written >= COLLECTED:
+            self.flush()
+        return places
 
     def flush(self) -> None:
         """Let the file have all that was appended; after a kill that is what is found."""
@@ -332,15 +369,14 @@ class Log:
         image = os.pread(self._fd, min(PIECE, self.segment), position)
         if self._segment_header(image[:SEGMENT_SIZE]):
             check = int.from_bytes(image[SEGMENT.size:SEGMENT_SIZE], 'big')
-            while True:
-                found, at, check = self._records(image, position + base, self.segment - base, at, check)
+            found, at, check = self._records(image, position, self.segment, at, check)
+            while found:
                 records += found
-                if base + at >= used or at + HEAD.size < len(image):
-                    break
                 base, at = base + at, 0
-                image = os.pread(self._fd, min(PIECE, self.segment - base), position + base)
-                if len(image) <= HEAD.size:
+                if base >= used:
                     break
+                image = os.pread(self._fd, min(PIECE, self.segment - base), position + base)
+                found, at, check = self._records(image, position + base, self.segment - base, at, check)
         if base + at != used:
             raise OSError(errno.EIO, 'somebody else changed or damaged the file')
         return records
@@ -358,7 +394,7 @@ class Log:
         self._start = self._free.pop() if self._free else self._closed.popleft()[0]
         self._number += 1
         self.begun += 1
-        header = SEGMENT.pack(MAGIC, self._number, last_tid, self._check)
+        header = SEGMENT.pack(SIGN, os.urandom(4), self._number, last_tid, self._check)
         self._check = zlib.crc32(header, zlib.crc32(self._epoch))
         self._chunks = [header + CHECK.pack(self._check)]
         self._written = self._start
@@ -428,10 +464,10 @@ class Log:
 
     def _segment_header(self, data: bytes) -> tuple[int, int, int] | None:
         header = data[:SEGMENT.size]
-        if (len(data) < SEGMENT_SIZE or header[:len(MAGIC)] != MAGIC or
+        if (len(data) < SEGMENT_SIZE or header[:len(SIGN)] != SIGN or
                 data[SEGMENT.size:SEGMENT_SIZE] != CHECK.pack(zlib.crc32(header, zlib.crc32(self._epoch)))):
             return None
-        _, number, last_tid, before = SEGMENT.unpack(header)
+        _, _, number, last_tid, before = SEGMENT.unpack(header)
         return number, last_tid, before
 
     def _image(self, position: int) -> bytes:
@@ -444,19 +480,25 @@ class Log:
         """The records from `at` on, up to the first that cannot be one; where that is; the checksum there.
 
         `image` is what lies at `position`, `length` where the segment ends, `check` the checksum to chain to.
-        A body that is cut off by that end makes no record; one whose bytes are wrong, or beyond the image, does.
+        Of a record that is cut off by that end there is nothing; a body whose bytes are wrong, or beyond the image, is.
         """
         records: list[Record] = []
-        new = tuple.__new__     # what `Record` does, in a third of the time
-        end_of_image = len(image)
-        while at + HEAD.size < end_of_image:
-            head_check, tag, size, end, oid, start = HEAD.unpack_from(image, at)
-            if head_check != zlib.crc32(image[at + CHECK.size:at + HEAD.size], check):
+        crc, end_of_image = zlib.crc32, len(image)
+        while (rows := at + HEAD.size) <= end_of_image:
+            head_check, tag, end, count = HEAD.unpack_from(image, at)
+            following = rows + count * ROW_SIZE
+            if following > end_of_image or head_check != crc(image[at + CHECK.size:following], check):
                 break
-            following = at + HEAD.size + size + CONTENT_CHECK.size
+            numbers = struct.unpack_from(f'>{2 * count}Q{count}I', image, rows)
+            places = []
+            for size in numbers[2 * count:]:
+                size += PROOF_SIZE
+                places.append(position + following << SIZE_BITS | size)
+                following += size
             if following > length:
                 break
-            place = position + at + FRONT_SIZE << SIZE_BITS | PROOF_SIZE + size
-            records.append(new(Record, (tag, oid, start, end, place)))
+            # what `Record` does, in a third of the time
+            records += map(tuple.__new__, repeat(Record), zip(
+                repeat(tag), numbers[:2 * count:2], numbers[1:2 * count:2], repeat(end), places))
             at, check = following, head_check
         return records, at, check

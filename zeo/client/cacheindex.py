@@ -106,7 +106,8 @@ class Index:
 
     def knows(self, oid: int) -> bool:
         """Whether there is any revision of `oid`."""
-        return oid in self.current.starts or oid in self.suspect.starts or oid in self.historic
+        # By places: who asks has just missed the object there, and the processor remembers that.
+        return oid in self.current.places or oid in self.suspect.places or oid in self.historic
 
     def is_over(self, oid: int, start: int) -> bool:
         """Whether all that is known of `oid` had ended when `start` began."""
@@ -209,19 +210,32 @@ class Index:
     # What happens to the place where it lies
 
     def forget(self, oid: int, start: int) -> None:
-        """Forget one revision: its record is damaged or has to make room."""
-        if self.current.starts.get(oid) == start:
+        """Forget one revision: its record is damaged."""
+        found = self.find(oid, start)
+        if found is not None:
+            self.evict(oid, start, found[2])
+
+    def evict(self, oid: int, start: int, place: int) -> tuple[Kind, int] | None:
+        """Forget the revision that lies there, since that has to make room; gives kind and end, if there is one."""
+        if self.current.places.get(oid) == place:
             self.current.remove(oid)
-        elif self.suspect.starts.get(oid) == start:
+            return Kind.CURRENT, OPEN
+        if self.suspect.places.get(oid) == place:
             self.suspect.remove(oid)
-        elif (rows := self.historic.get(oid)) is not None:
+            return Kind.SUSPECT, OPEN
+        rows = self.historic.get(oid)
+        if rows is not None:
             position = _position(rows, start)
-            if position < len(rows) and ROW.unpack_from(rows, position)[0] == start:
-                rows = rows[:position] + rows[position + ROW.size:]
-                if rows:
-                    self.historic[oid] = rows
-                else:
-                    del self.historic[oid]
+            if position < len(rows):
+                _, end, found = ROW.unpack_from(rows, position)
+                if found == place:
+                    rows = rows[:position] + rows[position + ROW.size:]
+                    if rows:
+                        self.historic[oid] = rows
+                    else:
+                        del self.historic[oid]
+                    return Kind.HISTORIC, end
+        return None
 
     def forget_all(self) -> None:
         """Forget everything: what ended it, or put it in doubt, may have been lost."""

@@ -10,12 +10,12 @@ CLOCK); so a scan, which hits nothing twice, throws out little else than itself.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from struct import Struct
 
-from ZODB.utils import p64, z64
+from ZODB.utils import p64, u64
 
-from zeo.client.cachefile import AROUND, SIZE_BITS, Content, Log, pack, repack, unpack
+from zeo.client.cachefile import ALONE, COLLECTED, MANY, SIZE_BITS, Content, Log, pack, pack_all, repack, unpack
 from zeo.client.cacheindex import OPEN, Index, Kind
 
 __all__ = ['MOST_USED', 'Ledger']
@@ -31,10 +31,12 @@ LAST_TID = b'LAST'          # start: the tid
 RESUME = b'OPEN'            # oid: random, so that nothing that was written before can follow it
 
 OIDS = Struct('>Q')
+NAME = Struct('>Q Q')
 
 #: Hits are counted up to this, for every so many bytes of the file.  (Shorter neighbours share.)
 MOST_USED = 3
 GRAIN = 128
+GRAIN_BITS = SIZE_BITS + 7      # of a place; 2 ** 7 is GRAIN
 
 #: The last tid moves with every transaction of anybody.  The file is told after so many: what is older is as
 #: true, and who opens it asks the server for what has changed since.
@@ -64,12 +66,12 @@ class Ledger:
         #: for those that are in use as a whole.
         self._savings = log.extent // 2
 
-    def use(self, place: int) -> bool:
-        """Count a hit; whether there was one before."""
-        grain = (place >> SIZE_BITS) // GRAIN
+    def use(self, place: int, hits: int = 1) -> bool:
+        """Count hits; whether there was one before."""
+        grain = place >> GRAIN_BITS
         used = self._used[grain]
         if used < MOST_USED:
-            self._used[grain] = used + 1
+            self._used[grain] = min(used + hits, MOST_USED)
         return used > 0
 
     # What a server says
@@ -77,10 +79,6 @@ class Ledger:
     def learn(self, oid: int, start: int, end: int, content: Content) -> None:
         """Keep a revision, if that is news and not too long."""
         index = self.index
-        if end == OPEN and index.is_over(oid, start):
-            if len(content[1]) <= self.log.room:
-                self._keep(Kind.CURRENT, oid, start, end, content)
-            return
         found = index.find(oid, start) if index.knows(oid) else None
         if found is None:
             if index.wants(oid, start, end) and len(content[1]) <= self.log.room:
@@ -90,33 +88,44 @@ class Ledger:
             if end != OPEN:
                 self.invalidate(end, [oid])
 
-    def learn_all(self, start: int, revisions: Iterable[tuple[int, Content]]) -> None:
+    def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> None:
         """`learn` current revisions that start at the same tid, by oid."""
-        self.learn_news(self._news(start, revisions))
-
-    def _news(self, start: int, revisions: Iterable[tuple[int, Content]]) -> Iterator[tuple[int, int, int, Content]]:
-        is_over, room = self.index.is_over, self.log.room
-        for oid, content in revisions:
-            if is_over(oid, start) and len(content[1]) <= room:
-                yield oid, start, 0, content
+        is_over, room, since = self.index.is_over, self.log.room, p64(start)
+        names, bodies, length = [], [], 0
+        for oid, body in revisions:
+            if is_over(u64(oid), start) and len(body) <= room:
+                names.append(oid + since)
+                bodies.append(body)
+                length += len(body)
+                if len(names) == MANY or length >= COLLECTED:
+                    self.learn_news(names, bodies)
+                    names, bodies, length = [], [], 0
             else:
-                self.learn(oid, start, OPEN, content)
+                self.learn(u64(oid), start, OPEN, pack(oid, since, body))
+        if names:
+            self.learn_news(names, bodies)
 
-    def learn_news(self, revisions: Iterable[tuple[int, int, int, Content]]) -> None:
-        """Keep current revisions that are not too long: oid, start, hits, content.  Of each object is known at
-        most what is over.
+    def learn_news(self, names: Sequence[bytes], bodies: Sequence[bytes]) -> None:
+        """Keep current revisions that are not too long: oid and start of each, and body.
+
+        Of each object is known at most what is over.
         """
-        log, hits = self.log, self._used
-        starts, places = self.index.current.starts, self.index.current.places
-        tag = Kind.CURRENT
-        for oid, start, used, content in revisions:
-            length = len(content[1])
-            if not log.fits(length):
-                self._make_room(length)
-            place = log.append(tag, OPEN, content)
-            hits[(place >> SIZE_BITS) // GRAIN] = used
-            starts[oid] = start
-            places[oid] = place
+        count, log = len(names), self.log
+        if count == 1:
+            oid, start = NAME.unpack(names[0])
+            self._keep(Kind.CURRENT, oid, start, OPEN, pack(names[0], b'', bodies[0]))
+        elif count > MANY or not log.fits(sum(map(len, bodies)), count):
+            half = count // 2
+            self.learn_news(names[:half], bodies[:half])
+            self.learn_news(names[half:], bodies[half:])
+        else:
+            places = log.append_all(Kind.CURRENT, pack_all(names, bodies))
+            first, end = places[0] >> GRAIN_BITS, (places[-1] >> GRAIN_BITS) + 1
+            self._used[first:end] = bytes(end - first)
+            current = self.index.current
+            for (oid, start), place in zip(NAME.iter_unpack(b''.join(names)), places):
+                current.starts[oid] = start
+                current.places[oid] = place
 
     def invalidate(self, tid: int, oids: Iterable[int]) -> None:
         """See `Index.invalidate`."""
@@ -186,7 +195,7 @@ class Ledger:
         if not self.log.fits(length):
             self._make_room(length)
         place = self.log.append(kind, end, content)
-        self._used[(place >> SIZE_BITS) // GRAIN] = used
+        self._used[place >> GRAIN_BITS] = used
         self.index.put(kind, oid, start, end, place)
 
     def _note(self, tag: bytes, oid: int = 0, start: int = 0, body: bytes = b'') -> None:
@@ -203,23 +212,22 @@ class Ledger:
 
     def _make_room(self, length: int) -> None:
         """Begin a segment with room for a body of that length, taking along what was used of the oldest one."""
-        index, log = self.index, self.log
+        index, log, used = self.index, self.log, self._used
         kept = []
-        for record in log.oldest():
-            found = index.find(record.oid, record.start) if record.tag in KINDS else None
-            if found is not None and found[2] == record.place:
-                index.forget(record.oid, record.start)
-                if used := self._used[(record.place >> SIZE_BITS) // GRAIN]:
-                    kept.append((used, record, *found[:2], repack(log.read(record.place))))
+        for tag, oid, start, _, place in log.oldest():
+            found = index.evict(oid, start, place) if tag in KINDS else None
+            if found is not None and (hits := used[place >> GRAIN_BITS]):
+                kept.append((hits, oid, start, *found, repack(log.read(place))))
         log.begin(self.last_tid)
         # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
         self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
         room = min(self._savings, log.room - length)
         self._savings -= room
-        for used, record, kind, end, survivor in sorted(kept, key=lambda entry: -entry[0]):
-            if len(survivor[1]) + AROUND <= room:
-                room -= len(survivor[1]) + AROUND
-                self._keep(kind, record.oid, record.start, end, survivor, used - 1)
+        for hits, oid, start, kind, end, survivor in sorted(kept, key=lambda entry: -entry[0]):
+            size = len(survivor[1]) + ALONE
+            if size <= room:
+                room -= size
+                self._keep(kind, oid, start, end, survivor, hits - 1)
         self._savings += room
 
     # From one process to the next
@@ -258,8 +266,8 @@ class Ledger:
         """Begin to write to a file that was read."""
         self.sound = True
         self.log.mark(clean=False)
-        if self.log.fits(0):
-            self.log.append(RESUME, OPEN, pack(os.urandom(8), z64, b''))
+        if self.log.fits(0):    # else a new segment comes first, which nothing that was written before can follow
+            self._note(RESUME, oid=u64(os.urandom(8)))
 
     def _replay(self, verify: bool) -> None:
         """Repeat what the log says was learned; `verify`: look at the bodies of revisions, too."""
