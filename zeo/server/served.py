@@ -33,6 +33,7 @@ from zeo.server import blobs
 from zeo.server import conflicts
 from zeo.server.commitlock import CommitLock
 from zeo.server.gateway import POLL_INTERVAL
+from zeo.server.filereader import load_before_of
 from zeo.server.gateway import Gateway
 from zeo.server.gateway import fronted
 from zeo.server.histogram import Histogram
@@ -144,6 +145,8 @@ class Served:
         # Whether the storage finds conflicts in a way that does not look into what a client sent.
         self.finds_conflicts = (
             conflicts.take_over(storage, client_conflict_resolution) or self.announces_itself)
+        #: a faster way to load, if there is one; else the storage's ``loadBefore`` is called
+        self.load_before = load_before_of(storage)
         if IBlobStorage.providedBy(storage):
             blobs.remove_leftovers(storage)
         for each in conflicts.storages(storage):
@@ -441,6 +444,7 @@ class Served:
             helper.join()
         self.lock.close()
         self.storage.close()
+        self.load_before = None
 
 
 class Worker:
