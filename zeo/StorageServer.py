@@ -140,7 +140,8 @@ class StorageServer:
     def __init__(self, storages: Mapping[str, Any], addresses: Sequence[Address | socket.socket], *,
                  read_only: bool = False, transaction_timeout: float | None = 30.0,
                  invalidation_queue_size: int = 100, invalidation_age: float | None = None,
-                 client_conflict_resolution: bool = False, poll_interval: float = POLL_INTERVAL,
+                 client_conflict_resolution: bool = False, blob_sync: bool = True,
+                 poll_interval: float = POLL_INTERVAL,
                  socket_mode: int = DEFAULT_SOCKET_MODE, ssl: ssl.SSLContext | None = None,
                  limits: Limits = Limits(), roles: Roles = Roles(), measure: bool = False) -> None:
         by_storage: dict[int, Served] = {}
@@ -152,7 +153,8 @@ class StorageServer:
                     name, storage, read_only=read_only, transaction_timeout=transaction_timeout,
                     invalidation_queue_size=invalidation_queue_size,
                     invalidation_age=invalidation_age,
-                    client_conflict_resolution=client_conflict_resolution, poll_interval=poll_interval)
+                    client_conflict_resolution=client_conflict_resolution, blob_sync=blob_sync,
+                    poll_interval=poll_interval)
             self._served[name] = served
         self._wanted = list(addresses)
         self._socket_mode = socket_mode

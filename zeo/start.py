@@ -264,6 +264,7 @@ def _start(options: Options, opened: dict[str, Any], handed_over: list[socket.so
                 invalidation_queue_size=options.invalidation_queue_size,
                 invalidation_age=options.invalidation_age,
                 client_conflict_resolution=options.client_conflict_resolution,
+                blob_sync=options.blob_sync,
                 poll_interval=options.poll_interval,
                 socket_mode=options.socket_mode, ssl=tls,
                 limits=options.limits, roles=Roles(options.roles), measure=options.monitor is not None)

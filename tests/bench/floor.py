@@ -2,14 +2,22 @@
 
 No order is kept, nothing is cached, nothing is checked.  ``python -m tests.bench.floor ADDRESS FILE``
 serves a FileStorage, where ``ADDRESS`` is ``HOST:PORT`` or the path of a Unix socket.
+
+A blob is one message, and then its data, copied by the kernel from the file to the socket, and from there
+into a file, which is synced then, unless ``unsynced`` is given, too.
 """
 
+import fcntl
+import os
 import pickle
 import socket
 import struct
 import sys
 import threading
 from typing import Any
+
+#: What a pipe may hold, usually.
+PIPE = 1024 * 1024
 
 _pack = struct.Struct('>I').pack
 _unpack = struct.Struct('>I').unpack_from
@@ -70,41 +78,108 @@ def connect(address: Any) -> socket.socket:
     return socket.create_connection(address)
 
 
-def serve(address: Any, path: str) -> None:
+def send_file(stream: Stream, path: str) -> None:
+    """Send the whole file."""
+    with open(path, 'rb') as file:
+        at, size = 0, os.fstat(file.fileno()).st_size
+        while at < size:
+            at += os.sendfile(stream.sock.fileno(), file.fileno(), at, size - at)
+
+
+def receive_file(stream: Stream, path: str, size: int, sync: bool) -> None:
+    """Receive a whole file; nothing else may have been received with it."""
+    ear, mouth = os.pipe()
+    fcntl.fcntl(mouth, fcntl.F_SETPIPE_SZ, PIPE)
+    with open(path, 'wb', buffering=0) as file:
+        while size:
+            count = os.splice(stream.sock.fileno(), mouth, min(size, PIPE))
+            size -= count
+            while count:
+                count -= os.splice(ear, file.fileno(), count)
+        if sync:
+            os.fdatasync(file.fileno())
+    os.close(ear)
+    os.close(mouth)
+
+
+def serve(address: Any, path: str, sync: bool = True) -> None:
     from ZODB.FileStorage import FileStorage
     storage = FileStorage(path)
     listener = listen(address)
     while True:
         sock, _ = listener.accept()
-        threading.Thread(target=_converse, args=(Stream(sock), storage), daemon=True).start()
+        threading.Thread(target=_converse, args=(Stream(sock), storage, path, sync), daemon=True).start()
 
 
-def _converse(stream: Stream, storage: Any) -> None:
+def _converse(stream: Stream, storage: Any, path: str, sync: bool) -> None:
     load = storage.loadBefore
+    blob = path + '.blobs/floor.blob'
     while (payload := stream.receive()) is not None:
         message_id, _, name, args = pickle.loads(payload)
-        stream.send(pickle.dumps((message_id, 0, '.reply', load(*args)), 3))
+        if name == 'loadBefore':
+            stream.send(pickle.dumps((message_id, 0, '.reply', load(*args)), 3))
+        elif name == 'loadBlob':
+            stream.send(pickle.dumps((message_id, 0, '.reply', os.stat(blob).st_size), 3))
+            stream.receive()
+            send_file(stream, blob)
+        else:
+            stream.send(pickle.dumps((message_id, 0, '.reply', None), 3))
+            receive_file(stream, blob, *args, sync)
+            stream.send(pickle.dumps((message_id, 0, '.reply', None), 3))
 
 
 class Client:
-    """What a client storage would be if it could do nothing but load."""
+    """What a client storage would be if it could do nothing but load, and send and get one blob."""
 
-    def __init__(self, address: Any) -> None:
+    def __init__(self, address: Any, blob_dir: str = '') -> None:
         self._stream = Stream(connect(address))
         self._number = 0
+        self._folder = blob_dir
+        if blob_dir:
+            os.mkdir(blob_dir)
 
     def loadBefore(self, oid: bytes, tid: bytes) -> Any:
+        return self._call('loadBefore', oid, tid)
+
+    def _call(self, name: str, *args: Any) -> Any:
         self._number += 1
-        self._stream.send(pickle.dumps((self._number, False, 'loadBefore', (oid, tid)), 3))
+        self._stream.send(pickle.dumps((self._number, False, name, args), 3))
         payload = self._stream.receive()
         assert payload is not None
         return pickle.loads(payload)[3]
+
+    def temporaryDirectory(self) -> str:
+        return self._folder
+
+    def new_oid(self) -> bytes:
+        return bytes(8)
+
+    def tpc_begin(self, transaction: Any) -> None:
+        """There are no transactions."""
+
+    def storeBlob(self, oid: bytes, serial: bytes, record: bytes, path: str, version: str, transaction: Any) -> None:
+        self._call('storeBlob', os.stat(path).st_size)
+        send_file(self._stream, path)
+        assert self._stream.receive()
+
+    def tpc_vote(self, transaction: Any) -> None:
+        """There are no transactions."""
+
+    def tpc_finish(self, transaction: Any) -> bytes:
+        return bytes(8)
+
+    def loadBlob(self, oid: bytes, tid: bytes) -> str:
+        path = os.path.join(self._folder, 'fetched')
+        size = self._call('loadBlob')
+        self._stream.send(b'go on')
+        receive_file(self._stream, path, size, False)
+        return path
 
     def close(self) -> None:
         self._stream.sock.close()
 
 
 if __name__ == '__main__':
-    where, file = sys.argv[1:]
+    where, file, *unsynced = sys.argv[1:]
     host, _, port = where.rpartition(':')
-    serve(where if '/' in where else (host, int(port)), file)
+    serve(where if '/' in where else (host, int(port)), file, not unsynced)

@@ -48,19 +48,23 @@ def open_with_blobs(space: SimpleNamespace, name: str) -> None:
     open_client(space, blob_dir=cache)
 
 
-def upload(space: SimpleNamespace, size: int) -> tuple[float, bytes, bytes]:
-    """Commit a blob; the time from its store to the end of the commit, its oid and its tid."""
-    from ZODB.Connection import TransactionMetaData
-    storage, transaction = space.storage, TransactionMetaData()
-    source = os.path.join(storage.temporaryDirectory(), 'source')
-    with open(source, 'wb') as file:
+def make_blob(space: SimpleNamespace, size: int) -> None:
+    """Write the file that is uploaded next."""
+    space.source = os.path.join(space.storage.temporaryDirectory(), 'source')
+    with open(space.source, 'wb') as file:
         piece = os.urandom(1024 * 1024)
         for _ in range(size // len(piece)):
             file.write(piece)
+
+
+def upload(space: SimpleNamespace) -> tuple[float, bytes, bytes]:
+    """Commit a blob; the time from its store to the end of the commit, its oid and its tid."""
+    from ZODB.Connection import TransactionMetaData
+    storage, transaction = space.storage, TransactionMetaData()
     oid = storage.new_oid()
     begin = time.perf_counter()
     storage.tpc_begin(transaction)
-    storage.storeBlob(oid, bytes(8), b'blob', source, '', transaction)
+    storage.storeBlob(oid, bytes(8), b'blob', space.source, '', transaction)
     storage.tpc_vote(transaction)
     tid = storage.tpc_finish(transaction)
     return time.perf_counter() - begin, oid, tid

@@ -35,8 +35,11 @@ class Side:
     name = title = ''
     has_server = True
 
-    def command(self, address: Address, path: str) -> list[str]:
-        """What starts a server of a FileStorage, after the interpreter's name."""
+    def command(self, address: Address, path: str, synced: bool = True) -> list[str]:
+        """What starts a server of a FileStorage, after the interpreter's name.
+
+        If not ``synced`` it need not wait until blobs are on the disk.
+        """
         raise NotImplementedError
 
     def open(self, address: Address, path: str, **options: Any) -> Any:
@@ -51,9 +54,9 @@ def _spelled(address: Address) -> str:
 class Ours(Side):
     name, title = 'zeo', 'zeo'
 
-    def command(self, address: Address, path: str) -> list[str]:
+    def command(self, address: Address, path: str, synced: bool = True) -> list[str]:
         where = ['-U', address] if isinstance(address, str) else ['-h', address[0], '-p', str(address[1])]
-        return ['-m', 'zeo.start', *where, path]
+        return ['-m', 'zeo.start', *where, *([] if synced else ['--no-blob-sync']), path]
 
     def open(self, address: Address, path: str, **options: Any) -> Any:
         from zeo.ClientStorage import ClientStorage
@@ -64,7 +67,7 @@ class Theirs(Side):
     name, title = 'ZEO', 'ZEO (asyncio)'
     prelude = _NO_UVLOOP
 
-    def command(self, address: Address, path: str) -> list[str]:
+    def command(self, address: Address, path: str, synced: bool = True) -> list[str]:
         program = ['-c', _RUNZEO.format(self.prelude)]
         if not os.path.isdir(path + BLOBS):
             return [*program, '-a', _spelled(address), '-f', path]
@@ -97,11 +100,11 @@ class InProcess(Side):
 class Floor(Side):
     name, title = 'floor', 'bare floor'
 
-    def command(self, address: Address, path: str) -> list[str]:
-        return ['-m', 'tests.bench.floor', _spelled(address), path]
+    def command(self, address: Address, path: str, synced: bool = True) -> list[str]:
+        return ['-m', 'tests.bench.floor', _spelled(address), path, *([] if synced else ['unsynced'])]
 
     def open(self, address: Address, path: str, **options: Any) -> Any:
-        return floor.Client(address)
+        return floor.Client(address, **options)
 
 
 SIDES: dict[str, Side] = {side.name: side for side in [
@@ -154,11 +157,17 @@ def populate(path: str, population: Population) -> bytes:
     return tid
 
 
-def launch(side: Side, address: Address, path: str) -> subprocess.Popen[bytes]:
+def remove_blobs(server: Server) -> None:
+    """Remove all blobs of server and clients: each round is to find the memory that the one before has used."""
+    for file in Path(server.path).parent.rglob('*.blob'):
+        file.unlink()
+
+
+def launch(side: Side, address: Address, path: str, synced: bool = True) -> subprocess.Popen[bytes]:
     """Start a side's server, and do not wait."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     environment.pop('PYTHONDONTWRITEBYTECODE', None)  # no installed package is compiled at each start
-    return subprocess.Popen([sys.executable, *side.command(address, path)], env=environment,
+    return subprocess.Popen([sys.executable, *side.command(address, path, synced)], env=environment,
                             cwd=os.path.dirname(path), stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -174,7 +183,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def serving(side: Side, population: Population, *, unix: bool = False,
-            disk: str | None = None, blobs: bool = False) -> Iterator[Server]:
+            disk: str | None = None, blobs: bool = False, synced: bool = True) -> Iterator[Server]:
     """A server over a fresh FileStorage, perhaps with blobs, on TCP loopback or on a Unix socket."""
     with folder(disk) as place:
         path = os.path.join(place, 'Data.fs')
@@ -185,7 +194,7 @@ def serving(side: Side, population: Population, *, unix: bool = False,
         if not side.has_server:
             yield Server(side, address, path, 0)
             return
-        process = launch(side, address, path)
+        process = launch(side, address, path, synced)
         try:
             _await(side, address)
             yield Server(side, address, path, process.pid)

@@ -10,6 +10,10 @@
  *   leaves in the same way once it has read for a call.
  *   What must be impossible: that nobody reads while somebody waits.
  *
+ *   A caller does not wait for another one that is sending (zeo.client.outgoing): it leaves its request to
+ *   that one, if that is one that looks for such requests (`relieving`) once more after it has given the lock
+ *   back. So what was left is sent, by somebody.
+ *
  *   The turn is a lock. Besides there are two dictionaries, and no mutex around them:
  *   parked[c] is the right to wake c: whoever removes the entry wakes c, once.
  *   request[c] is the right to answer c: whoever removes it answers, once. It outlives a caller
@@ -26,7 +30,8 @@
  *   that gives up (asleep; with half a frame sent, or as leader with a message half read, which
  *   both end the connection; or as leader between two messages, cleanly); with -DDYING the server
  *   may or may not be one that hangs up some time; with -DCLOSING there may or may not be a thread
- *   that calls close() some time. Runs in which nobody leaves, dies or closes are always among
+ *   that calls close() some time; with -DBEATING there is a thread that now and then has the sending lock
+ *   for a moment and does not look for requests that were left (it sends signs of life). Runs in which nobody leaves, dies or closes are always among
  *   them, so that nothing is rescued by chance.
  *   The watcher here never helps a caller that sleeps: a forgotten caller is a deadlock.
  *
@@ -54,6 +59,7 @@
  *     -DCALLS=1 -DLEAVING                        callers that give up
  *     -DCALLS=1 -DDYING                          the server hangs up
  *     -DCALLS=1 -DCLOSING -DINV=0 -DPARTS=1      close() at any moment
+ *     -DCALLS=1 -DBEATING                        signs of life between the requests
  *
  * HOW TO RUN
  *   python -m tests.models          runs everything named here, in bounded memory; --help tells how to choose
@@ -62,7 +68,7 @@
  *   shows the way into the error.
  *
  * PLANTED MISTAKES  (-DCALLS=1 -DMISTAKE_... each must give an error within seconds; those marked
- *   L also need -DLEAVING, C -DCLOSING, I -DINV=2, R -DROOM=2)
+ *   L also need -DLEAVING, C -DCLOSING, I -DINV=2, R -DROOM=2, B -DBEATING)
  *   FREE_AND_GO      leader frees the turn and wakes nobody            sleeper forgotten
  *   LOOK_THEN_FREE   looks for sleepers before freeing, not after      sleeper forgotten
  *   PARK_BLINDLY     sleeper does not try the turn after parking       sleeper forgotten
@@ -85,6 +91,11 @@
  *                    set, and frees the turn again                     read from a closed one
  * C CLOSE_NOW        close() closes the descriptor at once             closed under a reader
  *   TWO_WAKERS       waking without removing the entry first           turn given to one who left
+ *   LOOK_NO_MORE     who sends does not look for requests that were
+ *                    left once it has given the lock back              a request is never sent
+ * B LEAVE_TO_ANYONE  leaves a request to whoever has the sending lock  a request is never sent
+ * L BREAK_PROMISE    leaves by exception before it has looked, and the
+ *                    connection goes on                                a request is never sent
  */
 
 #ifndef N
@@ -116,6 +127,8 @@ byte parked[N], request[N];            /* 0, or the number of the caller's call 
 bit wake[N], asleep[N], done[N], given[N];
 bit patient[N];                        /* this caller never gives up */
 bit sending, stuck;                    /* the sending lock; its holder waits for room */
+bit relieving;                         /* its holder will look for requests that were left */
+bit left[N];                           /* requests left to whoever sends */
 bit dead, shut, hungup, closed;
 byte readers, dispatching, ended, inflight;
 byte owed, effects;                    /* replies the server sent; those that had their effects */
@@ -126,10 +139,12 @@ bit deathdone;
 #if N == 2
 #define parked_any() (parked[0] || parked[1])
 #define a_request    (request[0] || request[1])
+#define a_left       (left[0] || left[1])
 #define sleeper      ((asleep[0] && !wake[0]) || (asleep[1] && !wake[1]))
 #else
 #define parked_any() (parked[0] || parked[1] || parked[2])
 #define a_request    (request[0] || request[1] || request[2])
+#define a_left       (left[0] || left[1] || left[2])
 #define sleeper      ((asleep[0] && !wake[0]) || (asleep[1] && !wake[1]) || (asleep[2] && !wake[2]))
 #endif
 
@@ -215,9 +230,9 @@ inline end_reading()   { readers-- }
 
 /* ---- a calling thread ---- */
 
-proctype caller(byte c; bit big)
+proctype caller(byte c)
 {
-  byte n_, k_, g_, m_, u_, got_;
+  byte n_, k_, g_, m_, u_, got_, whose;
   bit end_, lead, gone;
 
   do
@@ -236,20 +251,52 @@ proctype caller(byte c; bit big)
      if :: atomic { !turn -> turn = 1; lead = 1 } :: else fi;
 #endif
      /* send, one frame at a time; holding no turn */
-     atomic { !sending -> sending = 1 }
-     u_ = 1;
+     left[c] = 1;
      do
-     :: atomic { dead || shut || hungup } -> break      /* looked at with the sending lock held */
-     :: atomic { !dead && !shut && !hungup && nfull(up) ->
-          assert(!closed);
-          if :: big && u_ < PARTS -> up!PART; u_++
-             :: else -> up!c; break fi }
-     :: atomic { !dead && !shut && !hungup && full(up) && !stuck -> stuck = 1 }  /* EAGAIN */
-     :: !patient[c] && u_ > 1 -> gone = 1; break                            /* half a frame is out */
+     :: atomic { !a_left -> break }
+     :: a_left ->
+#ifdef MISTAKE_LEAVE_TO_ANYONE
+        if :: atomic { sending -> break }
+           :: !sending fi;
+#else
+        if :: atomic { relieving -> break }
+           :: !relieving fi;
+#endif
+        atomic { !sending -> sending = 1;
+#if N == 2
+        }
+        atomic {                                   /* (three callers do this in one step: fewer states) */
+#endif
+                 relieving = 1;
+                 whose = 0;                        /* one that was left; real senders take all at once */
+                 do :: whose < N && left[whose] -> left[whose] = 0; break
+                    :: whose < N && !left[whose] -> whose++
+                    :: whose == N -> break od }
+        u_ = 1;
+        do
+        :: whose == N -> break
+        :: atomic { whose < N && (dead || shut || hungup) } -> break    /* looked at with the lock held */
+        :: atomic { whose < N && !dead && !shut && !hungup && nfull(up) ->
+             assert(!closed);
+             if :: whose == 0 && u_ < PARTS -> up!PART; u_++
+                :: else -> up!whose; break fi }
+        :: atomic { whose < N && !dead && !shut && !hungup && full(up) && !stuck -> stuck = 1 }  /* EAGAIN */
+        :: !patient[c] && u_ > 1 -> gone = 1; break                         /* half a frame is out */
+        od;
+        if :: gone -> die() :: else fi;
+        relieving = 0;
+        atomic { stuck = 0; sending = 0; u_ = 0; whose = 0 }
+        if :: gone -> goto ended_
+           :: !gone && !patient[c] -> gone = 1;                             /* before it has looked again */
+#ifndef MISTAKE_BREAK_PROMISE
+              die();
+#endif
+              goto ended_
+           :: !gone fi;
+#ifdef MISTAKE_LOOK_NO_MORE
+        break
+#endif
      od;
-     if :: gone -> die() :: else fi;
-     atomic { stuck = 0; sending = 0; u_ = 0 }
-     if :: gone -> goto ended_ :: else fi;
      /* a failed send is not looked at here: whoever reads finds the end of the stream */
 
      /* wait */
@@ -419,6 +466,13 @@ gone:
   skip
 }
 
+proctype beater()
+{
+  byte i;
+  do :: i < 2 -> atomic { !sending -> sending = 1; i++ } sending = 0 :: else -> break od;
+  i = 0
+}
+
 proctype closer()
 {
   byte k_, got_;
@@ -444,10 +498,13 @@ init {
 #ifdef CLOSING
     if :: run closer() :: skip fi;
 #endif
+#ifdef BEATING
+    run beater();
+#endif
     run server(mortal);
     run watcher();
     i = 0;
-    do :: i < N -> run caller(i, i == 0); i++ :: else -> break od;
+    do :: i < N -> run caller(i); i++ :: else -> break od;
     i = 0
   }
   /* the end: nothing more can happen */

@@ -351,6 +351,24 @@ def test_a_blob_is_on_its_way_to_the_disk_while_it_arrives(
     assert begun == [(0, 12_000), (12_000, 12_000), (24_000, 12_000)]
 
 
+def test_it_may_be_left_to_the_system_when_data_get_to_the_disk(
+        serve: Serve, connect: Connect, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError('the disk is not waited for')
+
+    monkeypatch.setattr(blobs.os, 'fdatasync', never)
+    monkeypatch.setattr(blobs.os, 'posix_fadvise', never)
+    monkeypatch.setattr(blobs, 'WRITE_AT', 10_000)
+    peer = connect(serve(storage, blob_sync=False))
+    peer.begin()
+    upload(peer, 1, *[b'x' * 4_000] * 11)
+    shared_file(storage, 2, 'zeo-x.tmp', b'data')
+    peer.tell('storeBlobShared', oid(2), z64, RECORD, 'zeo-x.tmp', 1)
+    peer.call('vote', 1)
+    tid = peer.call('tpc_finish', 1)
+    assert [content(storage, number, tid) for number in (1, 2)] == [b'x' * 44_000, b'data']
+
+
 @pytest.mark.parametrize('most, offered', [(pieces.LONGEST_MESSAGE, True), (pieces.LONGEST_MESSAGE - 1, False)])
 def test_long_pieces_are_offered_if_messages_may_be_so_long(peer: SessionPeer, most: int, offered: bool) -> None:
     peer.session._limits = Limits(max_message=most)

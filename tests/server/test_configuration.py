@@ -62,6 +62,7 @@ def test_every_key_is_an_option():
     invalidation-queue-size 7
     invalidation-age 3600
     client-conflict-resolution on
+    blob-sync off
     poll-interval 0.2
     role admin=/run/zeo.sock
     role read=cn:guest
@@ -77,7 +78,7 @@ def test_every_key_is_an_option():
 ''' + STORAGE)
     assert options.addresses == (('localhost', 9999), '/run/zeo.sock')
     assert options.socket_mode == 0o600
-    assert options.read_only and options.client_conflict_resolution
+    assert options.read_only and options.client_conflict_resolution and not options.blob_sync
     assert options.transaction_timeout == 2.5
     assert options.invalidation_queue_size == 7 and options.invalidation_age == 3600
     assert options.poll_interval == 0.2
@@ -107,7 +108,7 @@ def test_what_is_wrong_about_tls_is_said(capsys, lines, says):
 def test_what_the_file_leaves_out_has_the_same_defaults_as_on_the_command_line():
     options, by_words = asks(ZEO_SECTION + STORAGE), parse(['-p', '9999'])
     for name in ('socket_mode', 'read_only', 'transaction_timeout', 'invalidation_queue_size',
-                 'invalidation_age', 'client_conflict_resolution', 'limits', 'roles', 'user', 'pid_file', 'log', 'debug',
+                 'invalidation_age', 'client_conflict_resolution', 'blob_sync', 'limits', 'roles', 'user', 'pid_file', 'log', 'debug',
                  'poll_interval'):
         assert getattr(options, name) == getattr(by_words, name)
 
@@ -122,6 +123,7 @@ def test_a_transaction_timeout_of_0_is_none():
     (['--socket-mode=600'], 'socket_mode', 0o600),
     (['--no-read-only'], 'read_only', False),
     (['--no-client-conflict-resolution'], 'client_conflict_resolution', False),
+    (['--blob-sync'], 'blob_sync', True),
     (['--transaction-timeout=1'], 'transaction_timeout', 1),
     (['--transaction-timeout=0'], 'transaction_timeout', None),
     (['--invalidation-queue-size=1'], 'invalidation_queue_size', 1),
@@ -146,6 +148,7 @@ def test_the_command_line_overrides_the_file(words, attribute, expected):
     invalidation-queue-size 7
     invalidation-age 7
     client-conflict-resolution true
+    blob-sync false
     user zope
     pid-file zeo.pid
 </zeo>

@@ -36,6 +36,7 @@ def test_the_defaults():
     assert options.blob_dir is None
     assert options.user is None and options.log is None and options.profile is None
     assert not options.debug and not options.read_only and not options.client_conflict_resolution
+    assert options.blob_sync
     assert options.transaction_timeout == 30
     assert options.invalidation_queue_size == 100
     assert options.invalidation_age is None and options.poll_interval == POLL_INTERVAL
@@ -96,6 +97,10 @@ def test_an_option_without_a_value(short, long, attribute):
     assert getattr(asks(long), attribute) is True
     if short:
         assert getattr(asks(short), attribute) is True
+
+
+def test_blobs_may_be_left_to_the_system():
+    assert asks('--no-blob-sync').blob_sync is False
 
 
 @pytest.mark.parametrize('option', ['-s', '--no-daemon'])

@@ -222,7 +222,8 @@ def test_every_option_is_explained_with_its_default_and_an_example(option):
     if option.dest not in ('help', 'version'):
         assert re.search('^Default: ', text, flags=re.MULTILINE)
         if option.default not in (None, False, []):
-            default = format(option.default, 'o' if option.type is values.mode else 'g')
+            default = 'on' if option.default is True else format(
+                option.default, 'o' if option.type is values.mode else 'g')
             assert re.search(f'^Default: {re.escape(default)}(,|$)', text, flags=re.MULTILINE)
     commands = [command for kind, command, *_ in steps(text) if kind == 'command']
     assert any(re.search(rf'\s{re.escape(name)}(\s|=|$)', command)

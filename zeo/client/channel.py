@@ -14,7 +14,7 @@ given it.  A reader that leaves by an exception ends the connection, which answe
 
 *No two full socket buffers.*  The turn is never held while sending.  A sender that cannot go on rings
 the watcher, which takes a free turn and reads until the sender is through; thus the server can get rid
-of its replies and comes to read again.
+of its replies and comes to read again.  A caller may leave its request to another one that is just sending.
 
 *What was received belongs to the channel.*  A leader dispatches all whole messages that its last
 ``recv`` brought before it leaves, and whoever reads looks into the inbox before the socket.

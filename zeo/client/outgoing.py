@@ -1,7 +1,8 @@
 """What goes to the server: whole frames, one after another, by any thread.
 
 One-way messages are put together and go out in few large writes, at the latest with the next request.
-A sender that cannot go on, because the server does not read, says so (`Outgoing.stuck`): somebody has to
+Who has a request to send while another thread sends leaves it to that one (*flat combining*), which sends it
+next: waiting for the right to send would take longer than sending, if several threads load.  A sender that cannot go on, because the server does not read, says so (`Outgoing.stuck`): somebody has to
 read then, or both sides might wait for each other.
 
 With TLS, whole frames are encrypted by who has the right to send, just before they are sent, so in the
@@ -11,6 +12,7 @@ order in which they are sent (see `zeo.wire.tls`).
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -41,12 +43,12 @@ class Outgoing:
     """The sending side of a connection.
 
     Never to be used by a thread that holds the right to read, except `beat`, which does not wait.
-    ``failed`` is called with an exception after which nothing more can be sent, with the lock held;
+    ``failed`` is called with an exception after which nothing more can be sent, perhaps with the lock held;
     ``ring`` when a sender gets stuck.  A failed `send` or `post` raises nothing: whoever reads finds the
     connection at its end.
     """
 
-    __slots__ = ('stuck', '_sock', '_send', '_failed', '_ring', '_lock', '_posted', '_size')
+    __slots__ = ('stuck', '_sock', '_send', '_failed', '_ring', '_lock', '_posted', '_size', '_left', '_relieving')
 
     def __init__(self, sock: socket.socket, failed: Callable[[BaseException], None],
                  ring: Callable[[], None]) -> None:
@@ -55,14 +57,45 @@ class Outgoing:
         self._send = sock.send
         self._failed = failed
         self._ring = ring
-        self._lock = Lock()  # the right to send; guards all that follows
+        self._lock = Lock()  # the right to send; guards the next two
         self._posted: list[bytes] = []
         self._size = 0
+        # Frames that are to be sent by who is sending; any thread may append, who has the right takes them out.
+        self._left: deque[Frame] = deque()
+        # Whether who has the right to send looks for them, once more after giving it back.
+        self._relieving = False
 
     def send(self, frame: Frame = ()) -> None:
-        """Send what was posted, then the frame."""
-        with self._lock:
-            self._transmit(frame)
+        """Send what was posted, then the frame; or leave that to a thread that is sending now.
+
+        It is left first, and looked whether somebody takes it second; who sends gives up the right first, and
+        looks whether something was left second: so one of the two sees the other.  Who leaves this by an
+        exception may have broken that promise, and ends the connection.
+        """
+        left = self._left
+        left.append(frame)
+        try:
+            while left and not self._relieving:
+                with self._lock:
+                    self._relieving = True
+                    try:
+                        self._transmit(self._take())
+                    finally:
+                        self._relieving = False
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    def _take(self) -> Frame:
+        """What was left, as one frame."""
+        left = self._left
+        frame = left.popleft() if left else ()
+        if not left:
+            return frame
+        parts = [*frame]
+        while left:
+            parts += left.popleft()
+        return (b''.join(parts),) if sum(map(len, parts)) < LARGE else tuple(parts)
 
     def post(self, frame: Frame) -> None:
         """Send it later, or now if enough has come together."""

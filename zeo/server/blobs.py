@@ -48,33 +48,37 @@ _PREFIX = 'zeo-'
 class _Upload(Destination):
     """The file of a blob that is arriving.
 
-    Its data have to be on the disk before a vote is answered.  So they are on their way there while more
-    arrives, and in the end there is little to wait for.
+    With ``sync`` its data have to be on the disk before a vote is answered.  So they are on their way there
+    while more arrives, and in the end there is little to wait for.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], sync: bool) -> None:
         super().__init__(file)
+        self._sync = sync
         self._begun = 0  # to be written, of so many bytes
 
     def _wrote(self, count: int) -> None:
         self.size += count
-        if self.size - self._begun >= WRITE_AT and hasattr(os, 'posix_fadvise'):
+        if self._sync and self.size - self._begun >= WRITE_AT and hasattr(os, 'posix_fadvise'):
             # Linux forgets what it has on disk, and begins to write what it has not: all of it.
             os.posix_fadvise(self.fileno(), self._begun, self.size - self._begun, os.POSIX_FADV_DONTNEED)
             self._begun = self.size
 
     def settle(self) -> None:
-        os.fdatasync(self.fileno())
+        if self._sync:
+            os.fdatasync(self.fileno())
 
 
 class Uploads:
     """The blobs of one transaction: at most one that is arriving, and those that are complete.
 
-    ``storage`` provides `ZODB.interfaces.IBlobStorage`.  All files are removed in the end, unless the
-    storage has taken them over.  An `OSError` names the file, or the folder.
+    ``storage`` provides `ZODB.interfaces.IBlobStorage`.  Without ``sync`` it is up to the system when the
+    data get to the disk.  All files are removed in the end, unless the storage has taken them over.  An
+    `OSError` names the file, or the folder.
     """
 
-    def __init__(self, storage: Any) -> None:
+    def __init__(self, storage: Any, sync: bool = True) -> None:
+        self._sync = sync
         self._folder: str = os.path.abspath(storage.temporaryDirectory())
         self._arriving: _Upload | None = None
         self._files: list[str] = []
@@ -84,7 +88,7 @@ class Uploads:
             raise ValueError('a blob starts before the one before has ended')
         handle, path = tempfile.mkstemp(prefix=_PREFIX, suffix='.tmp', dir=self._folder)
         self._files.append(path)
-        self._arriving = _Upload(open(handle, 'wb', buffering=0))
+        self._arriving = _Upload(open(handle, 'wb', buffering=0), self._sync)
 
     @property
     def arriving(self) -> Destination:
@@ -102,7 +106,7 @@ class Uploads:
         return OSError(error.errno, error.strerror, self._files[-1])
 
     def end(self) -> str:
-        """The blob is complete, and on disk; returns the path of its file."""
+        """The blob is complete, and with ``sync`` on disk; returns the path of its file."""
         file = self._arriving
         if file is None:
             raise ValueError('the end of a blob that has not started')
@@ -120,8 +124,9 @@ class Uploads:
                 errno.ENOENT, 'the client has put no blob file there; is its shared blob_dir the folder'
                 ' of the storage on the server?', path)
         self._files.append(path)
-        with _naming(path), open(path, 'rb', buffering=0) as file:
-            os.fdatasync(file.fileno())
+        if self._sync:
+            with _naming(path), open(path, 'rb', buffering=0) as file:
+                os.fdatasync(file.fileno())
 
     def hand_over(self, path: str, keep: bool) -> str:
         """The path under which the storage may take the file away; with ``keep``, may be done again."""

@@ -64,6 +64,7 @@ class Options(NamedTuple):
     invalidation_queue_size: int = DEFAULT_QUEUE_SIZE
     invalidation_age: float | None = None  #: seconds; None: as many as the queue holds
     client_conflict_resolution: bool = False
+    blob_sync: bool = True
     poll_interval: float = DEFAULT_POLL_INTERVAL  #: seconds
     tls_certificate: str | None = None  #: this and the next: see `zeo.wire.certificates`
     tls_key: str | None = None
@@ -258,6 +259,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         '--client-conflict-resolution', action=argparse.BooleanOptionalAction, help=(
             'leave the resolution of write conflicts to the clients, which have the classes'))
+    how.add_argument('--blob-sync', action=argparse.BooleanOptionalAction, help=(
+        'have blobs on the disk before their transaction is answered (the default); --no-blob-sync leaves it to'
+        ' the system when they get there'))
     how.add_argument(
         '--poll-interval', type=values.some_seconds, metavar='SECONDS', default=DEFAULT_POLL_INTERVAL, help=(
             'look so often for transactions of other servers, if the storage is a database that they share'
@@ -318,5 +322,5 @@ def _parser() -> argparse.ArgumentParser:
     process.add_argument('--help', action='help', help='show this text and stop')
     process.add_argument('--version', action='version', version=f'zeo {__version__}', help=(
         'show the version and stop'))
-    parser.set_defaults(read_only=False, client_conflict_resolution=False)
+    parser.set_defaults(read_only=False, client_conflict_resolution=False, blob_sync=True)
     return parser

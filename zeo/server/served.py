@@ -33,6 +33,7 @@ from zeo.server import blobs
 from zeo.server import conflicts
 from zeo.server.commitlock import CommitLock
 from zeo.server.gateway import POLL_INTERVAL
+from zeo.server.filereader import load_before_of
 from zeo.server.gateway import Gateway
 from zeo.server.gateway import fronted
 from zeo.server.histogram import Histogram
@@ -101,20 +102,22 @@ class Served:
     limit).  ``invalidation_queue_size`` is how many recent transactions are remembered for clients
     that come back; with ``invalidation_age`` (seconds) the storage itself is asked about those that
     are older than the queue but not older than that.  With ``client_conflict_resolution`` conflicts
-    are sent to the client instead of being resolved here.  A storage that others commit to, too, is looked
-    at each ``poll_interval`` seconds (`zeo.server.gateway`).
+    are sent to the client instead of being resolved here.  With ``blob_sync`` a vote is not answered before
+    the blobs are on the disk.  A storage that others commit to, too, is looked at each ``poll_interval``
+    seconds (`zeo.server.gateway`).
     """
 
     def __init__(self, name: str, storage: Any, *, read_only: bool = False,
                  transaction_timeout: float | None = None, invalidation_queue_size: int = 100,
                  invalidation_age: float | None = None,
-                 client_conflict_resolution: bool = False,
+                 client_conflict_resolution: bool = False, blob_sync: bool = True,
                  poll_interval: float = POLL_INTERVAL) -> None:
         self.name = name
         self.storage = storage = fronted(storage, poll_interval)
         self._gateway = storage if isinstance(storage, Gateway) else None
         self._read_only = read_only
         self.client_conflict_resolution = client_conflict_resolution
+        self.blob_sync = blob_sync
         self.announces_itself = announces_itself(storage)
         self.statistics = Statistics()
         self.failures = SeldomEach(logger)  # of what clients ask for, as they may ask again and again
@@ -142,6 +145,8 @@ class Served:
         # Whether the storage finds conflicts in a way that does not look into what a client sent.
         self.finds_conflicts = (
             conflicts.take_over(storage, client_conflict_resolution) or self.announces_itself)
+        #: a faster way to load, if there is one; else the storage's ``loadBefore`` is called
+        self.load_before = load_before_of(storage)
         if IBlobStorage.providedBy(storage):
             blobs.remove_leftovers(storage)
         for each in conflicts.storages(storage):
@@ -439,6 +444,7 @@ class Served:
             helper.join()
         self.lock.close()
         self.storage.close()
+        self.load_before = None
 
 
 class Worker:

@@ -401,7 +401,7 @@ class Session:
         served = self._served
         assert served is not None
         served.statistics.loads += 1
-        load = self._storage.loadBefore
+        load = served.load_before or self._storage.loadBefore
         watching = ahead = False
         mark = outbox.published
         while True:

@@ -182,7 +182,7 @@ class Transaction:
         if self._uploads is None:
             if not IBlobStorage.providedBy(self._served.storage):
                 raise Unsupported('the storage on the server has no blobs: it needs a blob directory')
-            self._uploads = Uploads(self._served.storage)
+            self._uploads = Uploads(self._served.storage, self._served.blob_sync)
         return self._uploads
 
     # ---- voting -------------------------------------------------------------------
