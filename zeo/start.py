@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
+import gc
 import logging
 import os
 import signal
@@ -168,6 +169,8 @@ def run(options: Options) -> None:
         ready = ready_line(server.addresses, opened)
         logger.info('%s', ready)
         servicemanager.tell('READY=1', f'STATUS={ready}', f'MAINPID={os.getpid()}')
+        gc.freeze()  # what there is now stays: nobody need look for garbage in it
+        at_end.callback(gc.unfreeze)
         _wait(signals, log_file)
         servicemanager.tell('STOPPING=1', 'STATUS=closing')
     logger.info('closed')
