@@ -7,7 +7,6 @@ profiled, 2 if the command line is wrong; then there is one line on standard err
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
 import gc
 import logging
 import os
@@ -36,7 +35,6 @@ from zeo.server.options import blob_folder
 from zeo.server.options import data_file
 from zeo.server.options import parse
 from zeo.server.options import pid_file
-from zeo.server.profiler import Profiler
 from zeo.server.roles import Roles
 from zeo.StorageServer import StorageServer
 
@@ -131,6 +129,8 @@ def run(options: Options) -> None:
         monitor = _monitor(options)
         if monitor is not None:
             at_end.callback(monitor.close)
+        if options.user is not None and os.geteuid() == 0:
+            _import_what_may_be_needed()
         # First of all else: whatever is opened or made afterwards belongs to the user who has to work with it.
         warning = privileges.settle(options.user, lambda: _complaint(options, file))
         log_file = logs.set_up(options.log, options.debug)
@@ -174,6 +174,14 @@ def run(options: Options) -> None:
         _wait(signals, log_file)
         servicemanager.tell('STOPPING=1', 'STATUS=closing')
     logger.info('closed')
+
+
+def _import_what_may_be_needed() -> None:
+    """What is imported only when it is needed: another user perhaps cannot read it."""
+    import encodings.idna  # noqa: F401  (for names of hosts in other scripts)
+
+    from zeo.server import gateway  # noqa: F401
+    from zeo.server import profiler  # noqa: F401
 
 
 def _monitor(options: Options) -> 'Monitor | None':
@@ -382,6 +390,8 @@ def _profiling(path: str) -> Iterator[None]:
         raise CannotStart(f'cannot write the profile {path}: {error.strerror}; choose another file'
                           ' with -P') from None
     with file:
+        from zeo.server.profiler import Profiler
+
         profiler = Profiler()
         profiler.start()
         try:
