@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import ssl
 import struct
 import threading
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from functools import partial
@@ -534,6 +536,21 @@ def test_nothing_is_left_of_connections_that_have_ended(connect: Connect, server
     assert open_files() == files
     assert server.storages['1'].status()['connections'] == 1
     assert server.storages['1'].status()['active_txns'] == 0
+
+
+def test_a_connection_that_has_ended_is_freed_without_the_garbage_collector(
+        connect: Connect, server: StorageServer) -> None:
+    gc.disable()
+    try:
+        peer = connect(server)
+        [connection] = server.connections
+        parts = [weakref.ref(each) for each in (connection, connection.line, connection.session)]
+        del connection
+        peer.call('figures')  # which is answered by a job
+        peer.close()
+        until(lambda: not any(part() for part in parts), 'all is freed')
+    finally:
+        gc.enable()
 
 
 def test_an_error_in_our_own_code_ends_one_connection_and_is_logged(

@@ -57,7 +57,7 @@ from typing import Any
 from zeo.errors import ProtocolError
 from zeo.errors import TlsError
 from zeo.server import addresses as listening
-from zeo.server.gateway import POLL_INTERVAL
+from zeo.server.backing import POLL_INTERVAL
 from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import READERS_FRAMES
 from zeo.server.limits import Allowance

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes  # persistent has loaded it already
-import encodings.idna  # noqa: F401  (needed for names of hosts, and perhaps unreadable to another user)
+import gc
 import logging
 import os
 import signal
@@ -36,7 +36,6 @@ from zeo.server.options import blob_folder
 from zeo.server.options import data_file
 from zeo.server.options import parse
 from zeo.server.options import pid_file
-from zeo.server.profiler import Profiler
 from zeo.server.roles import Roles
 from zeo.StorageServer import StorageServer
 
@@ -137,6 +136,8 @@ def run(options: Options) -> None:
         monitor = _monitor(options)
         if monitor is not None:
             at_end.callback(monitor.close)
+        if options.user is not None and os.geteuid() == 0:
+            _import_what_may_be_needed()
         # First of all else: whatever is opened or made afterwards belongs to the user who has to work with it.
         warning = privileges.settle(options.user, lambda: _complaint(options, file))
         log_file = logs.set_up(options.log, options.debug)
@@ -176,6 +177,8 @@ def run(options: Options) -> None:
         ready = ready_line(server.addresses, opened)
         logger.info('%s', ready)
         servicemanager.tell('READY=1', f'STATUS={ready}', f'MAINPID={os.getpid()}')
+        gc.freeze()  # what there is now stays: nobody need look for garbage in it
+        at_end.callback(gc.unfreeze)
         _wait(signals, log_file)
         servicemanager.tell('STOPPING=1', 'STATUS=closing')
     logger.info('closed')
@@ -189,6 +192,14 @@ def _keep_little_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, GIVEN_BACK)  # M_MMAP_THRESHOLD of malloc.h
         mallopt(-1, KEPT)  # M_TRIM_THRESHOLD
+
+
+def _import_what_may_be_needed() -> None:
+    """What is imported only when it is needed: another user perhaps cannot read it."""
+    import encodings.idna  # noqa: F401  (for names of hosts in other scripts)
+
+    from zeo.server import gateway  # noqa: F401
+    from zeo.server import profiler  # noqa: F401
 
 
 def _monitor(options: Options) -> 'Monitor | None':
@@ -398,6 +409,8 @@ def _profiling(path: str) -> Iterator[None]:
         raise CannotStart(f'cannot write the profile {path}: {error.strerror}; choose another file'
                           ' with -P') from None
     with file:
+        from zeo.server.profiler import Profiler
+
         profiler = Profiler()
         profiler.start()
         try:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from zeo.server.gateway import POLL_INTERVAL
+from zeo.server.backing import POLL_INTERVAL
 from zeo.server.limits import Limits
 from zeo.server.roles import Role
 from zeo.server.roles import Rule

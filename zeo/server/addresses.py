@@ -42,8 +42,8 @@ def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, SocketAddr
             found.append((socket.AF_INET6, (six, port, 0, 0)))
         return found
     try:
-        answers = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        answers = socket.getaddrinfo(  # only for text it imports what names in other scripts need
+            host.encode() if host.isascii() else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else error
         raise OSError(

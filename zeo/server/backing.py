@@ -21,6 +21,9 @@ from ZODB.utils import readable_tid_repr
 from ZODB.utils import u64
 from ZODB.utils import z64
 
+#: Others' transactions are looked for so often, in seconds, unless somebody asks.
+POLL_INTERVAL = 0.05
+
 #: A transaction, and the objects that it changed.
 Change = tuple[bytes, list[bytes]]
 

@@ -210,8 +210,9 @@ def send(storage: Any, outbox: Outbox, oid: bytes, tid: bytes, large: bool = Fal
     with storage.openCommittedBlobFile(oid, tid) as file:
         outbox.append(messages.notice('receiveBlobStart', (oid, tid)))
         size = os.fstat(file.fileno()).st_size
-        if large and size > CHUNK and outbox.send_file is not None:
-            sent = _send_large(outbox.send_file, file.fileno(), size, oid, tid)
+        send_file = outbox.send_file
+        if large and size > CHUNK and send_file is not None:
+            sent = _send_large(send_file, file.fileno(), size, oid, tid)
         else:
             sent = _send_small(outbox, file, oid, tid)
         if sent:

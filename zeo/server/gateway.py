@@ -57,6 +57,7 @@ from ZODB.POSException import StorageError
 from ZODB.utils import z64
 
 from zeo.server import relational
+from zeo.server.backing import POLL_INTERVAL
 from zeo.server.backing import Backing
 from zeo.server.backing import Change
 from zeo.server.backing import Unreachable
@@ -68,9 +69,6 @@ from zeo.server.reading import Reading
 from zeo.server.writing import Writing
 
 logger = logging.getLogger(__name__)
-
-#: Others' transactions are looked for so often, in seconds, unless somebody asks.
-POLL_INTERVAL = 0.05
 
 #: How often, in seconds, the database is asked for its size.
 SIZES = 10.0

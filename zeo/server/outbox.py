@@ -252,6 +252,11 @@ class Outbox:
                 self.backlog += len(part)
                 self._largest = max(self._largest, len(part))
 
+    def forget_line(self) -> None:
+        """Whoever delivers is gone; with no cycle of references left, all is freed at once and not some day."""
+        self.deliver = _nobody_delivers
+        self.send_file = None
+
     def end(self) -> None:
         """Nothing more will be sent: the connection is closed.  May be called more than once."""
         with self._mutex:

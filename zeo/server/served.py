@@ -20,6 +20,7 @@ from persistent.TimeStamp import TimeStamp
 from ZODB.BaseStorage import BaseStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.interfaces import IBlobStorage
+from ZODB.interfaces import IMVCCStorage
 from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import StorageError
@@ -31,11 +32,9 @@ from zope.interface import providedBy
 
 from zeo.server import blobs
 from zeo.server import conflicts
+from zeo.server.backing import POLL_INTERVAL
 from zeo.server.commitlock import CommitLock
-from zeo.server.gateway import POLL_INTERVAL
 from zeo.server.filereader import load_before_of
-from zeo.server.gateway import Gateway
-from zeo.server.gateway import fronted
 from zeo.server.histogram import Histogram
 from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
@@ -46,6 +45,7 @@ from zeo.wire.framing import Frame
 from zeo.wire.records import references
 
 if TYPE_CHECKING:
+    from zeo.server.gateway import Gateway
     from zeo.server.session import Session
     from zeo.server.transaction import Transaction
 
@@ -113,8 +113,12 @@ class Served:
                  client_conflict_resolution: bool = False, blob_sync: bool = True,
                  poll_interval: float = POLL_INTERVAL) -> None:
         self.name = name
-        self.storage = storage = fronted(storage, poll_interval)
-        self._gateway = storage if isinstance(storage, Gateway) else None
+        self._gateway: Gateway | None = None
+        if IMVCCStorage.providedBy(storage):
+            from zeo.server.gateway import fronted  # few are of that kind
+
+            self._gateway = storage = fronted(storage, poll_interval)
+        self.storage = storage
         self._read_only = read_only
         self.client_conflict_resolution = client_conflict_resolution
         self.blob_sync = blob_sync

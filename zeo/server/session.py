@@ -125,7 +125,7 @@ class Session:
         self._iterator_ids = itertools.count()
         self._last_transactions: dict[int, Any] = {}  # by iterator id: what it returned last
         self._size = 0  # of the request that is dealt with, in bytes
-        self._jobs = Jobs(outbox, self._let_it_read)
+        self._jobs: Jobs | None = None  # made for the first that there is, as most have none
         self._trace = Trace()
 
     @property
@@ -292,6 +292,8 @@ class Session:
                     log_failure(served, self.client, name, error)
                 answer(error=error)
             self.outbox.deliver()
+        if self._jobs is None:
+            self._jobs = Jobs(self.outbox, self._let_it_read)
         self._jobs.add(run, self._size, partial(served.run_beside, name), always=always)
 
     # ---- session -----------------------------------------------------------------------
@@ -736,6 +738,7 @@ class Session:
             self._served.publisher.unsubscribe(self.outbox)
             self._served.left(self)
         self.iterator_gc([*self._iterators, *self._record_iterators])
+        self._jobs = None  # which knows us: see `Outbox.forget_line`
 
 
 class MeasuredSession(Session):

@@ -24,11 +24,10 @@ from ZODB.blob import FilesystemHelper
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import packed_version
 from ZODB.FileStorage.format import CorruptedError
+from ZODB.interfaces import IMVCCStorage
 from ZODB.POSException import StorageError
 from zc.lockfile import LockError
 
-from zeo.server import gateway
-from zeo.server import relational
 from zeo.server.backing import sqlstate
 from zeo.server.options import CannotStart
 from zeo.server.privileges import may_serve
@@ -187,12 +186,18 @@ _MADE_TWICE = ('23505', '42P07', '42723', '42710', 'XX000')
 def _look_for_history(section: 'StorageSection') -> str | None:
     """What `gateway.fronted` would say, before tables are made that are of no use."""
     if section.kind == 'relstorage' and not getattr(section.factory.config, 'keep_history', True):
+        from zeo.server import relational
+
         return f'{section}: {relational.NEEDS_HISTORY}'
     return None
 
 
 def _fit(source: 'StorageName | StorageSection', storage: Any) -> Any:
     """The storage; `CannotStart` if it is of a kind that cannot be served."""
+    if not IMVCCStorage.providedBy(storage):
+        return storage
+    from zeo.server import gateway  # few are of that kind
+
     try:
         gateway.backing_of(storage)
     except ValueError as error:

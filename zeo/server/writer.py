@@ -217,6 +217,7 @@ class Line:
         with self._ending:
             self._closed = True
             self.sock.close()
+        self.outbox.forget_line()
 
 
 class SecureLine(Line):
@@ -262,6 +263,8 @@ class SecureLine(Line):
                     self.sock.send(self._tls.farewell(), DONT_WAIT)
             self._turn.release()
         super().close()
+        self._take = self.outbox.take
+        self._tls.answer = self.outbox.deliver
 
 
 class Writer:
