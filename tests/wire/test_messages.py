@@ -204,7 +204,8 @@ def short_from_client(data: Payload) -> Any:
 
 
 def short_from_server(data: Payload) -> Any:
-    found = messages._reply_of(data) or messages._invalidation_of(data) or messages._download_of(data)
+    found = (messages._reply_of(data) or messages._info_of(data) or messages._invalidation_of(data)
+             or messages._download_of(data))
     return found and (*found[:3], without_views(found[3]))
 
 
@@ -250,6 +251,7 @@ FROM_SERVER = {
     'empty reply': messages.reply(b'J\x07\x01\0\0', None),
     'vote reply': messages.reply(b'J\x07\x01\0\0', []),
     'vote reply of zeo': messages.reply(b'J\x07\x01\0\0', ([], TID)),
+    'sizes': messages.info_notice(7, 123_456_789),
     'download': messages.blob_chunk_notice(OID, TID, b'piece' * 3),
     'long download': messages.blob_chunk_notice(OID, TID, b'piece' * 60),
     'download of ZEO': (b'', encode_as_server(0, True, 'receiveBlobChunk', (OID, TID, b'piece' * 60))),

@@ -258,7 +258,7 @@ def decode_from_client(data: Payload) -> FromClient:
 
 def decode_from_server(data: Payload) -> FromServer:
     """Read a server's message; raises `ProtocolError`."""
-    message = _reply_of(data) or _invalidation_of(data) or _download_of(data)
+    message = _reply_of(data) or _info_of(data) or _invalidation_of(data) or _download_of(data)
     if message is not None:
         return message
     message_id, flag, name, args = _four(pickles.load_from_server(_whole(data)))
@@ -576,6 +576,7 @@ def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
 _IS_INFO = _START + _IS_NOTICE + _pickled_text('info') + b'}(' + _pickled_text('length')
 _SIZE = _pickled_text('size')
 _ENDS_INFO = b'u\x85' + _END
+_LONGEST_INFO = len(_IS_INFO) + len(_SIZE) + 10 + len(_ENDS_INFO)
 
 
 def info_notice(length: int, size: int) -> Frame:
@@ -583,6 +584,23 @@ def info_notice(length: int, size: int) -> Frame:
     if type(length) is type(size) is int:
         return frame(_IS_INFO + _pickled_int(length) + _SIZE, _pickled_int(size), _ENDS_INFO)
     return notice('info', ({'length': length, 'size': size},))
+
+
+_KNOWN_SIZES = re.compile(
+    re.escape(_IS_INFO) + rb'(?:K(.)|J(....))' + re.escape(_SIZE) + rb'(?:K(.)|J(....))' + re.escape(_ENDS_INFO),
+    re.DOTALL).fullmatch
+
+
+def _info_of(data: Payload) -> FromServer | None:
+    if len(data) > _LONGEST_INFO:
+        return None
+    sizes = _KNOWN_SIZES(data)
+    if sizes is None:
+        return None
+    short_length, length, short_size, size = sizes.groups()
+    return 0, 1, 'info', ({
+        'length': short_length[0] if short_length else int.from_bytes(length, 'little', signed=True),
+        'size': short_size[0] if short_size else int.from_bytes(size, 'little', signed=True)},)
 
 
 _IS_BLOB_CHUNK = _START + _IS_NOTICE + _pickled_text('receiveBlobChunk') + _8
