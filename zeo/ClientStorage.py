@@ -53,6 +53,7 @@ from zeo.client.blobs import upload
 from zeo.client.cache import Cache
 from zeo.client.cache import cache_path
 from zeo.client.cache import open_cache
+from zeo.client.commit import Commit
 from zeo.client.dialing import Security
 from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
@@ -69,7 +70,6 @@ from zeo.errors import ClientStorageError
 from zeo.errors import OutcomeUnknown
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
-from zeo.wire.messages import store_notice
 
 __all__ = [
     'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
@@ -92,24 +92,6 @@ _IBLOBSTORAGE = interfaces.IBlobStorage.__module__, interfaces.IBlobStorage.__na
 
 #: A vote whose conflicts this client resolves, and which then meets others, is given up after so many.
 VOTE_ROUNDS = 9
-
-
-class _Commit:
-    """The transaction between `tpc_begin` and its end.  It belongs to one connection."""
-
-    __slots__ = ('transaction', 'channel', 'id', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs',
-                 'large_pieces')
-
-    def __init__(self, transaction: Any, link: Link, id: Any, updates: Updates) -> None:
-        self.transaction = transaction
-        self.channel = link.channel
-        self.large_pieces = link.channel.copies_files and link.offers('pieces')
-        self.tells_tid = link.offers('settle')  # the server can be asked what became of it
-        self.tid: bytes | None = None  # what it will get, if the server has told
-        self.id = id  # how the server knows it
-        self.updates = updates
-        self.resolved: set[bytes] = set()  # stored otherwise than the application said
-        self.blobs: list[tuple[bytes, str]] = []  # oids, and files that wait for the end
 
 
 @zope.interface.implementer(interfaces.IMultiCommitStorage, interfaces.IPrefetchStorage)
@@ -236,7 +218,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             **self._options)  # type: ignore[arg-type]
         # Held from tpc_begin to the end of the transaction; guards _commit.
         self._commit_lock = threading.Lock()
-        self._commit: _Commit | None = None
+        self._commit: Commit | None = None
         # Not those of another client, should it be asked about.
         self._transaction_ids = count(random.randrange(2**30))
         self._dropped_iterators = Dropped()
@@ -430,17 +412,15 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             link = self._supervisor.wait()
             if link.read_only:
                 raise ReadOnlyError()
-            commit = _Commit(transaction, link, next(self._transaction_ids) if id is None else id,
-                             Updates(self._cache_size))
-            link.channel.post('tpc_begin', (
-                commit.id, transaction.user, transaction.description, transaction.extension, tid,
-                status))
+            commit = Commit(transaction, link.channel, link.offers,
+                            next(self._transaction_ids) if id is None else id, Updates(self._cache_size))
+            commit.begin(tid, status)
         except BaseException:
             self._commit_lock.release()
             raise
         self._commit = commit
 
-    def _committing(self, transaction: Any, oid: bytes = z64, serial: bytes = z64) -> _Commit:
+    def _committing(self, transaction: Any, oid: bytes = z64, serial: bytes = z64) -> Commit:
         """The transaction in progress, which must be this one."""
         commit = self._commit
         if commit is None or commit.transaction is not transaction:
@@ -457,9 +437,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         assert not version
         _check_record(data)
         serial = serial or z64
-        commit = self._committing(transaction, oid, serial)
-        commit.channel.post_frame(store_notice(oid, serial, data, commit.id))
-        commit.updates.store(oid, data)
+        self._committing(transaction, oid, serial).store(oid, serial, data)
 
     def restore(self, oid: bytes, serial: bytes, data: bytes | None, version: str,
                 prev_txn: bytes | None, transaction: Any) -> None:
@@ -467,28 +445,28 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if data is not None:
             _check_record(data)
         commit = self._committing(transaction, oid, serial)
-        commit.channel.post('restorea', (oid, serial, data, prev_txn, commit.id))
+        commit.post('restorea', oid, serial, data, prev_txn)
         commit.updates.change(oid)
 
     def deleteObject(self, oid: bytes, serial: bytes, transaction: Any) -> None:
         commit = self._committing(transaction, oid, serial)
-        commit.channel.post('deleteObject', (oid, serial, commit.id))
+        commit.post('deleteObject', oid, serial)
         commit.updates.change(oid)
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, transaction: Any) -> None:
         commit = self._committing(transaction, oid, serial)
-        commit.channel.post('checkCurrentSerialInTransaction', (oid, serial, commit.id))
+        commit.post('checkCurrentSerialInTransaction', oid, serial)
 
     def undo(self, transaction_id: bytes, transaction: Any) -> None:
         """Undo; which objects that changes is in the result of `tpc_vote`."""
         commit = self._committing(transaction)
-        commit.channel.post('undoa', (transaction_id, commit.id))
+        commit.post('undoa', transaction_id)
 
     def tpc_vote(self, transaction: Any) -> list[bytes] | None:
         commit = self._committing(transaction)
         for _ in range(VOTE_ROUNDS):
             try:
-                answer = self._vote(commit)
+                answer = commit.vote()
             except ConflictError as error:
                 if error.oid is not None:
                     # Should not be needed.  If what is cached is outdated after all, a new attempt
@@ -510,16 +488,6 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                 commit.resolved.add(oid)
         raise ConflictError(f'other transactions changed the same objects {VOTE_ROUNDS} times '
                             'while their conflicts were resolved')
-
-    @staticmethod
-    def _vote(commit: _Commit) -> Sequence[Any]:
-        """What the server reports about the objects of a transaction."""
-        if not commit.tells_tid:
-            return commit.channel.call('vote', (commit.id,)) or ()
-        answer = commit.channel.call('vote', (commit.id, True))
-        if isinstance(answer, tuple):
-            answer, commit.tid = answer
-        return answer or ()
 
     def tpc_finish(self, transaction: Any,
                    callback: Callable[[bytes], object] | None = None) -> bytes:
@@ -544,7 +512,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         finally:
             self._end(commit)
 
-    def _find_out(self, commit: _Commit, callback: Callable[[bytes], object] | None,
+    def _find_out(self, commit: Commit, callback: Callable[[bytes], object] | None,
                   error: Exception) -> bytes:
         """The connection was lost during `tpc_finish`: ask on the next one whether it is committed.
 
@@ -603,19 +571,19 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if commit is None or commit.transaction is not transaction:
             return
         try:
-            if commit.channel.ended is None:
+            if commit.begun and commit.channel.ended is None:
                 commit.channel.call('tpc_abort', (commit.id,))
         except (ClientDisconnected, ProtocolError):
             pass  # then the server aborts by itself
         finally:
             self._end(commit)
 
-    def _keep_blobs(self, commit: _Commit, tid: bytes) -> None:
+    def _keep_blobs(self, commit: Commit, tid: bytes) -> None:
         if self._blobs is not None:
             for oid, path in commit.blobs:
                 self._blobs.keep(oid, tid, path)
 
-    def _end(self, commit: _Commit) -> None:
+    def _end(self, commit: Commit) -> None:
         commit.updates.close()
         if self._blobs is not None:
             for _, path in commit.blobs:
@@ -694,13 +662,13 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                               ' blob directory')
         taken = blobs.take(oid, path)
         commit.blobs.append((oid, taken))
-        post = commit.channel.post
         if blobs.shared:
-            post(method + 'Shared', (*args, os.path.basename(taken), commit.id))
+            commit.post(method + 'Shared', *args, os.path.basename(taken))
             return
-        post('storeBlobStart')
+        commit.send()
+        commit.channel.post('storeBlobStart')
         upload(taken, commit.channel, commit.large_pieces)
-        post(method + 'End', (*args, commit.id))
+        commit.post(method + 'End', *args)
 
     # ---- undo information, packing, copying
 

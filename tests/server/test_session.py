@@ -36,6 +36,7 @@ from zeo.server.limits import Allowance
 from zeo.server.served import Served
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import METHODS
+from zeo.wire.stores import HEAD
 from zeo.wire.messages import load_request
 
 Serve = Callable[..., Served]
@@ -128,7 +129,7 @@ def test_a_storage_that_turns_read_only_refuses_writers_from_then_on(
 
 
 @pytest.mark.parametrize('name, args', [
-    ('tpc_begin', (1, b'', b'', {})), ('new_oids', ())])
+    ('tpc_begin', (1, b'', b'', {})), ('commit', (1, True, b'', b'', b'', b'')), ('new_oids', ())])
 def test_what_writes_is_refused_on_a_read_only_connection(
         served: Served, connect: Connect, name: str, args: tuple[Any, ...]) -> None:
     assert METHODS[name].writes
@@ -141,7 +142,8 @@ def test_what_writes_is_refused_on_a_read_only_connection(
 
 def test_exactly_the_methods_that_begin_to_write_are_marked() -> None:
     """All others that change data need a transaction."""
-    assert {name for name, method in METHODS.items() if method.writes} == {'tpc_begin', 'new_oids'}
+    assert {name for name, method in METHODS.items() if method.writes} == {
+        'tpc_begin', 'commit', 'new_oids'}
 
 
 # ---- session
@@ -319,6 +321,8 @@ def test_new_oids_are_never_given_twice(filed: SessionPeer) -> None:
     ('storea', (b'\xff' * 4 + bytes(4), z64, b'record')), ('restorea', (b'\xff' * 8, tid(2), b'record', None)), ('restorea', (oid(1), tid(2), b'', None)),
     ('checkCurrentSerialInTransaction', (b'abc', z64)), ('checkCurrentSerialInTransaction', (oid(1), b'')),
     ('deleteObject', (b'abc', z64)), ('deleteObject', (oid(1), b'')), ('undoa', (5,)),
+    ('stores', (HEAD.pack(oid(1), z64, 7), b'record')), ('stores', (HEAD.pack(oid(1), z64, 0), b'')),
+    ('stores', (HEAD.pack(b'\xff' * 8, z64, 6), b'record')), ('stores', (oid(1) + z64, b'')), ('stores', (5, 'text')),
     ('restorea', (b'abc', tid(2), b'record', None)), ('restorea', (oid(1), b'', b'record', None)),
     ('restorea', (oid(1), tid(2), 'text', None)), ('restorea', (oid(1), tid(2), b'record', b''))])
 def test_what_would_damage_the_storage_ends_the_connection(
@@ -328,6 +332,17 @@ def test_what_would_damage_the_storage_ends_the_connection(
         peer.tell(name, *args, 1)
     peer.close()
     assert served.storage.calls == []
+
+
+@pytest.mark.parametrize('user, heads, records', [
+    (b'', HEAD.pack(oid(1), z64, 7), b'record'), (b'', HEAD.pack(oid(1), z64, 0), b''), (5, b'', b''),
+    (b'', HEAD.pack(b'\xff' * 8, z64, 6), b'record'), (b'', b'x', b''), (b'', None, b'')])
+def test_a_whole_transaction_that_would_damage_the_storage_is_refused_and_not_begun(
+        served: Served, peer: SessionPeer, user: Any, heads: Any, records: Any) -> None:
+    with pytest.raises((TypeError, ServerException)):
+        peer.call('commit', 1, True, user, b'', heads, records)
+    assert served.storage.calls == [] and served.statistics.active_txns == 0
+    peer.commit(oid(1), b'record')
 
 
 @pytest.mark.parametrize('args', [

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,13 @@ from tests.system.servers import until
 from zeo.errors import ClientDisconnected
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.server.limits import Limits
 from zeo.server.served import MOST_COMMITTED
 from zeo.server.served import Served
 from zeo.server.transaction import State
+from zeo.wire.stores import HEAD
+from zeo.wire.stores import Batch
+from zeo.wire.stores import Store
 
 Serve = Callable[..., Served]
 Connect = Callable[..., SessionPeer]
@@ -305,7 +310,8 @@ def test_a_repeated_begin_is_ignored_and_another_one_refused(served: Served, pee
 
 @pytest.mark.parametrize('name, args', [
     ('storea', (oid(1), z64, b'record')), ('checkCurrentSerialInTransaction', (oid(1), z64)),
-    ('deleteObject', (oid(1), z64)), ('undoa', (b'id',)), ('restorea', (oid(1), z64, b'record', None))])
+    ('deleteObject', (oid(1), z64)), ('undoa', (b'id',)), ('restorea', (oid(1), z64, b'record', None)),
+    ('stores', (HEAD.pack(oid(1), z64, 6), b'record'))])
 def test_data_for_a_transaction_that_is_not_in_progress_ends_the_connection(
         served: Served, peer: SessionPeer, name: str, args: tuple[Any, ...]) -> None:
     with pytest.raises(ProtocolError, match=name):
@@ -324,6 +330,116 @@ def test_data_after_the_vote_is_refused(served: Served, peer: SessionPeer) -> No
         peer.call('storea', oid(2), z64, b'late', 1)
     peer.call('tpc_finish', 1)
     assert len(served.storage) == 1
+
+
+# ---- many stores at a time, and a transaction as a whole
+
+
+@pytest.fixture
+def filed(serve: Serve, connect: Connect, file_storage: FileStorage) -> SessionPeer:
+    return connect(serve(file_storage))
+
+
+def packed(*stores: Store) -> tuple[bytes, bytes]:
+    batch = Batch()
+    for store in stores:
+        batch.add(*store)
+    heads, records = batch.take()
+    return heads, b''.join(records)
+
+
+def test_many_stores_are_as_good_as_single_ones(filed: SessionPeer) -> None:
+    filed.begin(1, (oid(1), z64, b'one'))
+    filed.tell('stores', *packed((oid(2), z64, b'two'), (oid(1), z64, b'one anew')), 1)
+    filed.tell('storea', oid(3), z64, b'three', 1)
+    filed.call('vote', 1)
+    finished = filed.call('tpc_finish', 1)
+    assert [filed.load(oid(number))[:2] for number in (1, 2, 3)] == [
+        (b'one anew', finished), (b'two', finished), (b'three', finished)]
+    assert filed.session._served and filed.session._served.statistics.stores == 4
+
+
+def test_a_transaction_as_a_whole_is_answered_like_its_vote(filed: SessionPeer, connect: Connect) -> None:
+    assert filed.session._served is not None
+    other = connect(filed.session._served)
+    reported, told = filed.call('commit', 7, True, b'user', b'note', *packed((oid(1), z64, b'one'), (oid(2), z64, b'two')))
+    assert reported == []
+    assert filed.call('tpc_finish', 7) == told
+    assert other.invalidations() == [(told, [oid(1), oid(2)])]
+    entry, = filed.call('history', oid(1))
+    assert (entry['user_name'], entry['description']) == (b'user', b'note')
+    assert filed.call('commit', 8, False, b'', b'', *packed((oid(1), told, b'two'))) == []
+    filed.call('tpc_abort', 8)
+    with pytest.raises(ConflictError):
+        filed.call('commit', 9, True, b'', b'', *packed((oid(1), z64, b'outdated')))
+    assert filed.call('commit', 9, False, b'', b'', b'', b'') == []  # the other one is over
+
+
+def test_a_transaction_as_a_whole_is_refused_beside_another(served: Served, peer: SessionPeer) -> None:
+    for id in 1, 2:
+        peer.begin(1, NEW)
+        with pytest.raises(StorageTransactionError):
+            peer.call('commit', id, True, b'', b'', b'', b'')
+        assert state(peer) is State.BEGUN
+        peer.call('tpc_abort', 1)
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_many_stores_count_as_single_ones_do(peer: SessionPeer, whole: bool) -> None:
+    peer.session._limits = Limits(max_transaction=5000)
+    for size, fits in [(4400, True), (4401, False)]:
+        stores = packed((oid(1), z64, b'x' * (size - 1)), (oid(2), z64, b'x'))
+        if not whole:
+            peer.begin(1)
+            peer.tell('stores', *stores, 1)
+        vote = partial(peer.call, 'commit', 1, False, b'', b'', *stores) if whole else partial(peer.call, 'vote', 1)
+        if fits:
+            assert vote() == []
+            peer.call('tpc_abort', 1)
+        else:
+            with pytest.raises(StorageError, match='more than 5000 bytes'):
+                vote()
+    assert peer.session._served is not None and peer.session._served.statistics.active_txns == 0
+    peer.session._limits = Limits()
+    peer.commit(oid(1), b'record')
+
+
+def test_a_full_disk_is_reported_to_a_transaction_as_a_whole(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr('zeo.server.staging.Staging.append', full)
+        with pytest.raises(ServerException, match='cannot stage the transaction: .*No space left'):
+            peer.call('commit', 1, True, b'', b'', *packed(NEW))
+    assert is_as_before(served) and served.storage.calls == []
+    peer.commit(oid(1), b'record')
+
+
+def test_many_stores_that_wait_on_the_disk_are_replayed(filed: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    filed.begin(1)
+    assert filed.session._transaction is not None
+    monkeypatch.setattr(filed.session._transaction._staging, '_in_memory', 10)
+    for number in range(1, 5, 2):
+        filed.tell('stores', *packed((oid(number), z64, b'one'), (oid(number + 1), z64, b'two')), 1)
+    assert filed.session._transaction._staging._file is not None
+    filed.call('vote', 1)
+    finished = filed.call('tpc_finish', 1)
+    assert [filed.load(oid(number))[0] for number in range(1, 5)] == [b'one', b'two'] * 2
+    assert filed.load(oid(4))[1] == finished
+
+
+def test_a_vote_is_given_up_between_two_of_many_stores(served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = []
+
+    def store(oid: bytes, *_: Any) -> None:
+        stored.append(oid)
+        peer.session.tpc_abort(lambda result=None, error=None: None, 1)
+
+    monkeypatch.setattr(served.storage, 'store', store, raising=False)
+    peer.ask('commit', 1, True, b'', b'', *packed((oid(1), z64, b'one'), (oid(2), z64, b'two')))
+    assert stored == [oid(1)] and served.lock.holder is None
 
 
 # ---- abort, in each state
@@ -861,6 +977,21 @@ def test_conflicts_are_sent_to_the_client_and_the_transaction_stays(
     assert peer.load(oid(1)) == (b'resolved again', finished, None)
     assert peer.load(oid(2)) == (b'beside', finished, None)
     assert other.invalidations()[-1] == (finished, [oid(1), oid(2)])
+
+
+def test_conflicts_of_many_stores_are_sent_to_the_client(resolving: Served, connect: Connect) -> None:
+    peer = connect(resolving)
+    first = peer.commit(oid(1), b'one')
+    second = peer.commit(oid(1), b'two', serial=first)
+    stores = packed((oid(2), z64, b'beside'), (oid(1), first, b'mine'))
+    assert peer.call('commit', 1, True, b'', b'', *stores) == [
+        {'oid': oid(1), 'serials': (second, first), 'data': b'mine'}]
+    assert state(peer) is State.BEGUN and resolving.lock.holder is None
+    peer.tell('stores', *packed((oid(1), second, b'resolved')), 1)
+    assert peer.call('vote', 1) == []
+    finished = peer.call('tpc_finish', 1)
+    assert peer.load(oid(1)) == (b'resolved', finished, None)
+    assert peer.load(oid(2)) == (b'beside', finished, None)
 
 
 def test_a_transaction_with_conflicts_may_be_aborted_or_lost(resolving: Served, connect: Connect) -> None:

@@ -197,7 +197,7 @@ def bad_manners(effort: float) -> Account:
                     outcome = survives_or_ends(peer, name, *args)
                     became[outcome] += 1
                     account.expect(outcome != 'answered' or method.least <= len(args) <= method.most, name)
-                    if outcome == 'ended' or name == 'tpc_begin':
+                    if outcome == 'ended' or name in ('tpc_begin', 'commit'):
                         peers.close()
                         peer = peers.enter_context(SocketPeer(server.address))
                     peer.told.clear()

@@ -302,7 +302,7 @@ def test_wrong_numbers_and_kinds_of_arguments_are_errors_or_the_end(hostility: A
                 outcome = survives_or_ends(peer, name, *args)
                 assert outcome != 'answered' or method.least <= len(args) <= method.most
                 became[outcome] += 1
-                if outcome == 'ended' or name in ('tpc_begin', 'register'):
+                if outcome == 'ended' or name in ('tpc_begin', 'commit', 'register'):
                     peer.close()
                     peer = SocketPeer(server.address)
                 peer.told.clear()
@@ -334,7 +334,7 @@ def test_steps_of_a_commit_in_a_wrong_order_are_errors_or_the_end(hostility: Any
     for name, args in [('storea', (oid(1), z64, b'x', 1)), ('deleteObject', (oid(1), z64, 1)),
                        ('undoa', (b'x', 1)), ('restorea', (oid(1), z64, b'x', None, 1)),
                        ('checkCurrentSerialInTransaction', (oid(1), z64, 1)), ('storeBlobStart', ()),
-                       ('storeBlobChunk', (b'x',)), ('storeBlobEnd', (oid(1), z64, b'x', 1))]:
+                       ('storeBlobChunk', (b'x',)), ('stores', (b'', b'', 1)), ('storeBlobEnd', (oid(1), z64, b'x', 1))]:
         with SocketPeer(server.address) as peer:  # without tpc_begin
             peer.tell(name, *args)
             peer.wait_for_end()

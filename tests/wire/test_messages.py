@@ -75,6 +75,28 @@ def test_zeo_reads_a_store(oid: bytes, serial: bytes, record: bytes, transaction
         0, True, 'storea', (oid, serial, record, transaction_id))
 
 
+rows = st.binary(max_size=300)
+
+
+@given(rows, st.lists(rows, max_size=3), requests)
+def test_many_stores_are_a_message_like_others(heads: bytes, stored: list[bytes], transaction_id: int) -> None:
+    data = payload(messages.stores_notice(heads, stored, transaction_id))
+    args = heads, b''.join(stored), transaction_id
+    assert decode_as_server(data) == (0, True, 'stores', args)
+    assert messages.decode_from_client(data) == (b'K\0', True, 'stores', args)
+
+
+@given(requests, requests, st.booleans(), rows, rows, rows, st.lists(rows, max_size=3))
+def test_a_transaction_as_a_whole_is_a_message_like_others(
+        message_id: int, transaction_id: int, tell_tid: bool, user: bytes, description: bytes, heads: bytes,
+        stored: list[bytes]) -> None:
+    data = payload(messages.commit_request(message_id, transaction_id, tell_tid, user, description, heads, stored))
+    args = transaction_id, tell_tid, user, description, heads, b''.join(stored)
+    assert decode_as_server(data) == (message_id, False, 'commit', args)
+    found = messages.decode_from_client(data)
+    assert (value_of(found[0]), *found[1:]) == (message_id, False, 'commit', args)
+
+
 @given(eight, st.lists(eight, max_size=5) | st.just([OID] * 2500))
 def test_zeo_reads_an_invalidation(tid: bytes, oids: list[bytes]) -> None:
     assert decode_as_client(payload(messages.invalidation_notice(tid, oids))) == (
@@ -176,13 +198,14 @@ def generic_from_server(data: bytes | bytearray) -> Any:
 
 
 def short_from_client(data: Payload) -> Any:
-    found = (messages._load_of(data) or messages._commit_of(data) or messages._store_of(data)
-             or messages._upload_of(data))
+    found = (messages._load_of(data) or messages._commit_of(data) or messages._whole_of(data)
+             or messages._store_of(data) or messages._stores_of(data) or messages._upload_of(data))
     return found and (value_of(found[0]), *found[1:3], without_views(found[3]))
 
 
 def short_from_server(data: Payload) -> Any:
-    found = messages._reply_of(data) or messages._invalidation_of(data) or messages._download_of(data)
+    found = (messages._reply_of(data) or messages._info_of(data) or messages._invalidation_of(data)
+             or messages._download_of(data))
     return found and (*found[:3], without_views(found[3]))
 
 
@@ -211,6 +234,8 @@ FROM_CLIENT = {
     'store': messages.store_notice(OID, TID, b'record' * 3, 1234567),
     'long store': messages.store_notice(OID, TID, b'record' * 50, 7),
     'store of ZEO': (b'', encode_as_client(0, True, 'storea', (OID, TID, b'record', 0x7f0012345678))),
+    'stores': messages.stores_notice(OID + TID, [b'record' * 3, b'other'], 1234567),
+    'commit': messages.commit_request(300_000, 1234567, True, b'user', b'', OID + TID, [b'record' * 3, b'other']),
     'upload': (b'', payload(messages.upload_notice(b'piece' * 3))),
     'long upload': (b'', payload(messages.upload_notice(b'piece' * 60))),
     'upload of ZEO': (b'', encode_as_client(0, True, 'storeBlobChunk', (b'piece' * 60,))),
@@ -226,6 +251,7 @@ FROM_SERVER = {
     'empty reply': messages.reply(b'J\x07\x01\0\0', None),
     'vote reply': messages.reply(b'J\x07\x01\0\0', []),
     'vote reply of zeo': messages.reply(b'J\x07\x01\0\0', ([], TID)),
+    'sizes': messages.info_notice(7, 123_456_789),
     'download': messages.blob_chunk_notice(OID, TID, b'piece' * 3),
     'long download': messages.blob_chunk_notice(OID, TID, b'piece' * 60),
     'download of ZEO': (b'', encode_as_server(0, True, 'receiveBlobChunk', (OID, TID, b'piece' * 60))),
@@ -461,7 +487,8 @@ def test_a_status_report_is_ascii_json() -> None:
 def test_every_method_of_the_protocol_has_its_number_of_arguments() -> None:
     for name, method in messages.METHODS.items():
         assert 0 <= method.least <= method.most <= 6, name
-    assert {name for name, method in messages.METHODS.items() if method.writes} == {'new_oids', 'tpc_begin'}
+    assert {name for name, method in messages.METHODS.items() if method.writes} == {
+        'new_oids', 'tpc_begin', 'commit'}
 
 
 def test_all_methods_that_zeo_clients_call_are_in_the_table() -> None:

@@ -184,6 +184,11 @@ class Channel:
         message_id = next(self._ids)
         return self._perform(Request(effect), message_id, encode_request(message_id, name, args))
 
+    def ask(self, encode: Callable[[int], Frame]) -> Any:
+        """The same with a request that ``encode`` makes of its number."""
+        message_id = next(self._ids)
+        return self._perform(Request(None), message_id, encode(message_id))
+
     def load(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         """``loadBefore``; equal ones in flight are one.  The result has been given to ``loaded``."""
         key = oid, tid

@@ -56,6 +56,7 @@ from zeo.wire.framing import Payload
 from zeo.wire.messages import METHODS
 from zeo.wire.messages import PickledId
 from zeo.wire.messages import load_of
+from zeo.wire.stores import unpack
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ class Session:
         if name in _COMMITTING:
             transaction = self._transaction
             if self.outbox.backlog <= self.outbox.limit or (
-                    name != 'vote' and transaction is not None and transaction.state is State.VOTED
+                    name not in _VOTING and transaction is not None and transaction.state is State.VOTED
                     and args[:1] == (transaction.id,)):
                 return
         self._wait_for_room()
@@ -489,6 +490,24 @@ class Session:
     def storea(self, oid: bytes, serial: bytes, record: bytes, id: Any) -> None:
         self._in_progress(id).stage('store', _new_oid(oid), _serial(serial), _record(record),
                                     size=len(record))
+
+    def stores(self, heads: bytes, records: bytes, id: Any) -> None:
+        self._in_progress(id).stage_stores(unpack(heads, records))
+
+    def commit(self, answer: Answer, id: Any, tell_tid: bool, user: bytes, description: bytes, heads: bytes,
+               records: bytes) -> None:
+        """Begin a transaction, stage some stores, and vote."""
+        current = self._current()
+        if current is not None:
+            raise StorageTransactionError(current.id, id)
+        stores = unpack(heads, records)
+        self.tpc_begin(id, user, description, {})
+        transaction = self._in_progress(id)
+        try:
+            transaction.stage_stores(stores)
+        except (OSError, TooLarge) as error:
+            transaction.fail(error)
+        transaction.vote(answer, bool(tell_tid))
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, id: Any) -> None:
         self._in_progress(id).stage('check', _oid(oid), _tid(serial))
@@ -751,18 +770,21 @@ class MeasuredSession(Session):
 
 
 #: Methods that are given a function to answer with, since they may answer later.
-_ANSWERING = frozenset({'vote', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle',
+_ANSWERING = frozenset({'vote', 'commit', 'tpc_abort', 'undoInfo', 'undoLog', 'pack', 'verify', 'settle',
                         'sendBlob', 'figures'})
 
 #: Methods that are for those with the role of that name, and what they do.
 _FOR_ADMINS = {'pack': 'to pack', 'stop_pack': 'to stop a pack', 'undoa': 'to undo'}
 
 #: Methods without which the commit lock would be kept.
-_COMMITTING = frozenset({'vote', 'tpc_finish', 'tpc_abort'})
+_COMMITTING = frozenset({'vote', 'commit', 'tpc_finish', 'tpc_abort'})
+
+#: Those of them that may have to wait for it.
+_VOTING = frozenset({'vote', 'commit'})
 
 #: One-way methods that prepare a vote.
 _STAGING = frozenset({
-    'storea', 'checkCurrentSerialInTransaction', 'deleteObject', 'undoa', 'restorea',
+    'storea', 'stores', 'checkCurrentSerialInTransaction', 'deleteObject', 'undoa', 'restorea',
     'storeBlobStart', 'storeBlobChunk', 'storeBlobEnd', 'storeBlobShared', 'restoreBlobEnd',
     'restoreBlobShared'})
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Container
+from collections.abc import Sequence
 from typing import Any
 
 from transaction.interfaces import TransientError
@@ -47,6 +48,7 @@ from zeo.server.staging import OVERHEAD
 from zeo.server.staging import Staging
 from zeo.wire import messages
 from zeo.wire.framing import Frame
+from zeo.wire.stores import Store
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +150,16 @@ class Transaction:
         if self.failure is None:
             self.count(OVERHEAD + size)
             self._staging.append((operation, args), size)
+
+    def stage_stores(self, stores: Sequence[Store]) -> None:
+        """The same with many stores."""
+        overhead = OVERHEAD * len(stores)
+        size = sum([len(record) for _, _, record in stores])
+        if self.state is not State.BEGUN:
+            raise StorageTransactionError(f'the transaction is {self.state.value}')
+        if self.failure is None:
+            self.count(overhead + size)
+            self._staging.append(('stores', (stores,)), overhead - OVERHEAD + size)
 
     def count(self, size: int) -> None:
         """So many bytes are added; `TooLarge` if these are too many."""
@@ -298,18 +310,21 @@ class Transaction:
         else:
             storage.tpc_begin(self._meta)
         for operation, args in self._staging:
-            if self._abort_asked:  # nobody will hear of the result, and others wait
-                raise StorageError('the transaction was given up while it was voting')
+            self._go_on()
             _OPERATIONS[operation](self, *args)
         return tid
+
+    def _go_on(self) -> None:
+        if self._abort_asked:  # nobody will hear of the result, and others wait
+            raise StorageError('the transaction was given up while it was voting')
 
     def _left_to_the_client(self, failure: BaseException) -> list[Any]:
         """The conflict that was found, if it was found only when the storage voted, and the client resolves."""
         if (not self._served.client_conflict_resolution or not isinstance(failure, ConflictError)
                 or isinstance(failure, ReadConflictError) or failure.serials is None):
             return []
-        stored = [args[2] for operation, args in self._staging
-                  if operation == 'store' and args[0] == failure.oid][-1:]
+        stored = [record for operation, args in self._staging if operation in ('store', 'stores')
+                  for oid, _, record in ([args] if operation == 'store' else args[0]) if oid == failure.oid][-1:]
         return [{'oid': failure.oid, 'serials': tuple(failure.serials), 'data': data} for data in stored]
 
     def _report(self, oids: Any) -> None:
@@ -327,18 +342,27 @@ class Transaction:
     # ---- the operations, during replay ----------------------------------------------
 
     def _store(self, oid: bytes, serial: bytes, record: bytes) -> None:
-        self._served.statistics.stores += 1
-        self._changed[oid] = None
-        try:
-            if not self._served.finds_conflicts:
-                conflicts.check(self._served.storage, oid, serial)
-            self._served.storage.store(oid, serial, record, '', self._meta)
-        except ConflictError as error:
-            if not self._served.client_conflict_resolution or error.serials is None:
-                raise
-            self._conflicts[oid] = {'oid': oid, 'serials': tuple(error.serials), 'data': record}
-        else:
-            self._conflicts.pop(oid, None)
+        self._stores(((oid, serial, record),))
+
+    def _stores(self, stores: Sequence[Store]) -> None:
+        served, meta, changed, found = self._served, self._meta, self._changed, self._conflicts
+        store, finds_conflicts = served.storage.store, served.finds_conflicts
+        served.statistics.stores += len(stores)
+        for oid, serial, record in stores:
+            if self._abort_asked:
+                self._go_on()
+            changed[oid] = None
+            try:
+                if not finds_conflicts:
+                    conflicts.check(served.storage, oid, serial)
+                store(oid, serial, record, '', meta)
+            except ConflictError as error:
+                if not served.client_conflict_resolution or error.serials is None:
+                    raise
+                found[oid] = {'oid': oid, 'serials': tuple(error.serials), 'data': record}
+            else:
+                if found:
+                    found.pop(oid, None)
 
     def _store_blob(self, oid: bytes, serial: bytes, record: bytes, path: str) -> None:
         self._served.statistics.stores += 1
@@ -524,6 +548,7 @@ class Transaction:
 
 _OPERATIONS: dict[str, Callable[..., None]] = {
     'store': Transaction._store,
+    'stores': Transaction._stores,
     'store_blob': Transaction._store_blob,
     'check': Transaction._check,
     'delete': Transaction._delete,

@@ -48,6 +48,10 @@ from zeo.wire.framing import frame
 #: ``figures``
 #:     ``figures()``: what `zeo.server.figures` tells of the server, as plain values; ``stop_pack()``:
 #:     stop the pack in progress, if that is possible: whether it is.
+#: ``stores``
+#:     ``stores(heads, records, id)``, with what `zeo.wire.stores` puts there, in place of many ``storea``; and
+#:     ``commit(id, tell_tid, user, description, heads, records)`` in place of ``tpc_begin``, stores, and
+#:     ``vote(id, tell_tid)``, which it is answered like.
 #: ``pulse``
 #:     After the notice ``pulse()`` the server gives a sign of life, the notice ``pulse()``, every
 #:     `PULSE_INTERVAL` seconds unless it has something else to say; whatever its storages are busy with.
@@ -234,7 +238,8 @@ FromServer = tuple[int, int, str, Any]
 
 def decode_from_client(data: Payload) -> FromClient:
     """Read a client's message; raises `ProtocolError`."""
-    message = _load_of(data) or _commit_of(data) or _store_of(data) or _upload_of(data)
+    message = (_load_of(data) or _commit_of(data) or _whole_of(data) or _store_of(data) or _stores_of(data)
+               or _upload_of(data))
     if message is not None:
         return message
     any_id, flag, name, args = _four(pickles.load_from_client(_whole(data)))
@@ -254,7 +259,7 @@ def decode_from_client(data: Payload) -> FromClient:
 
 def decode_from_server(data: Payload) -> FromServer:
     """Read a server's message; raises `ProtocolError`."""
-    message = _reply_of(data) or _invalidation_of(data) or _download_of(data)
+    message = _reply_of(data) or _info_of(data) or _invalidation_of(data) or _download_of(data)
     if message is not None:
         return message
     message_id, flag, name, args = _four(pickles.load_from_server(_whole(data)))
@@ -487,6 +492,74 @@ def _store_of(data: Payload) -> FromClient | None:
     return _NO_ID, True, 'storea', (oid, serial, record, transaction_id)
 
 
+_IS_STORES = _START + _IS_NOTICE + _pickled_text('stores') + b'(B'
+_ENDS_STORES = _ENDS_STORE
+_IS_COMMIT = b'\x89' + _pickled_text('commit') + b'('
+_commit_head = Struct(f'<3s5s{len(_IS_COMMIT)}sBis').unpack_from
+_COMMIT_ROWS = 3 + 5 + len(_IS_COMMIT) + 6  # where the first of four begins
+
+
+def _row(value: bytes) -> bytes:
+    return b'B' + _length4(len(value)) + value
+
+
+def stores_notice(heads: bytes, records: Sequence[bytes], transaction_id: int) -> Frame:
+    """``stores(heads, records, transaction_id)``, where the records are still to be joined."""
+    size = sum(map(len, records))
+    tail = _pickled_int(transaction_id) + _ENDS_STORES
+    head = b'%b%b%bB%b' % (_IS_STORES, _length4(len(heads)), heads, _length4(size))
+    return (b''.join((_header(len(head) + size + len(tail)), head, *records, tail)),)
+
+
+def commit_request(message_id: int, transaction_id: int, tell_tid: bool, user: bytes, description: bytes,
+                   heads: bytes, records: Sequence[bytes]) -> Frame:
+    """``commit(transaction_id, tell_tid, user, description, heads, records)``; they are still to be joined."""
+    size = sum(map(len, records))
+    head = b''.join((
+        _START, _pickled_int(message_id), _IS_COMMIT, _pickled_int(transaction_id), b'\x88' if tell_tid else b'\x89',
+        _row(user), _row(description), _row(heads), b'B', _length4(size)))
+    return (b''.join((_header(len(head) + size + len(_ENDS_STORE)), head, *records, _ENDS_STORE)),)
+
+
+def _rows(data: bytes, at: int, count: int, end: int) -> list[bytes] | None:
+    """So many bytes objects that are pickled one after the other, from ``at`` just to ``end``."""
+    rows = []
+    for _ in range(count):
+        if data[at:at + 1] != b'B' or at + 5 > end:
+            return None
+        start = at + 5
+        at = start + _length4_at(data, at + 1)[0]
+        if at > end:
+            return None
+        rows.append(data[start:at])
+    return rows if at == end else None
+
+
+def _stores_of(data: Payload) -> FromClient | None:
+    at = len(_IS_STORES)
+    if data[:at] != _IS_STORES or len(data) < at + 8:
+        return None
+    data = bytes(data)
+    code, transaction_id, ending = _store_tail(data, len(data) - 8)
+    rows = _rows(data, at - 1, 2, len(data) - 8)
+    if rows is None or code != 0x4a or ending != _ENDS_STORES:
+        return None
+    return _NO_ID, True, 'stores', (*rows, transaction_id)
+
+
+def _whole_of(data: Payload) -> FromClient | None:
+    """A small transaction as a whole."""
+    if len(data) < _COMMIT_ROWS or data[8:8 + len(_IS_COMMIT)] != _IS_COMMIT:
+        return None
+    data = bytes(data)
+    start, message_id, _, code, transaction_id, tell_tid = _commit_head(data)
+    rows = _rows(data, _COMMIT_ROWS, 4, len(data) - 3)
+    if (rows is None or start != _START or message_id[0] != 0x4a or code != 0x4a or data[-3:] != _ENDS_STORE
+            or tell_tid not in (b'\x88', b'\x89')):
+        return None
+    return message_id, False, 'commit', (transaction_id, tell_tid == b'\x88', *rows)
+
+
 _IS_INVALIDATION = _START + _IS_NOTICE + _pickled_text('invalidateTransaction') + _8
 _INVALIDATED = len(_IS_INVALIDATION) + 8
 _ENDS_INVALIDATION = b'e\x86' + _END
@@ -504,6 +577,7 @@ def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
 _IS_INFO = _START + _IS_NOTICE + _pickled_text('info') + b'}(' + _pickled_text('length')
 _SIZE = _pickled_text('size')
 _ENDS_INFO = b'u\x85' + _END
+_LONGEST_INFO = len(_IS_INFO) + len(_SIZE) + 10 + len(_ENDS_INFO)
 
 
 def info_notice(length: int, size: int) -> Frame:
@@ -511,6 +585,23 @@ def info_notice(length: int, size: int) -> Frame:
     if type(length) is type(size) is int:
         return frame(_IS_INFO + _pickled_int(length) + _SIZE, _pickled_int(size), _ENDS_INFO)
     return notice('info', ({'length': length, 'size': size},))
+
+
+_KNOWN_SIZES = re.compile(
+    re.escape(_IS_INFO) + rb'(?:K(.)|J(....))' + re.escape(_SIZE) + rb'(?:K(.)|J(....))' + re.escape(_ENDS_INFO),
+    re.DOTALL).fullmatch
+
+
+def _info_of(data: Payload) -> FromServer | None:
+    if len(data) > _LONGEST_INFO:
+        return None
+    sizes = _KNOWN_SIZES(data)
+    if sizes is None:
+        return None
+    short_length, length, short_size, size = sizes.groups()
+    return 0, 1, 'info', ({
+        'length': short_length[0] if short_length else int.from_bytes(length, 'little', signed=True),
+        'size': short_size[0] if short_size else int.from_bytes(size, 'little', signed=True)},)
 
 
 _IS_BLOB_CHUNK = _START + _IS_NOTICE + _pickled_text('receiveBlobChunk') + _8
@@ -688,6 +779,8 @@ METHODS: dict[str, Method] = {
     # extensions, see `EXTENSIONS`
     'verify': Method(1, 1),
     'settle': Method(2, 2),
+    'stores': Method(3, 3),
+    'commit': Method(6, 6, writes=True),
     'figures': Method(0, 0),
     'stop_pack': Method(0, 0),
     'pulse': Method(0, 0),

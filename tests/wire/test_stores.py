@@ -1,0 +1,46 @@
+"""Many stores in one message."""
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from zeo.wire.stores import HEAD
+from zeo.wire.stores import Batch
+from zeo.wire.stores import unpack
+
+OID, TID = b'\0\0\0\0\0\0\0\x01', b'\x03\xc0\xff\xee\x12\x34\x56\x78'
+
+eight = st.binary(min_size=8, max_size=8)
+oids = eight.filter(lambda each: each < b'\xff' * 4)
+
+
+@given(st.lists(st.tuples(oids, eight, st.binary(min_size=1, max_size=300))))
+def test_what_is_put_together_comes_apart_again(stores: list[tuple[bytes, bytes, bytes]]) -> None:
+    batch = Batch()
+    assert not batch
+    for number, store in enumerate(stores, 1):
+        assert batch.add(*store) == batch.size == sum(len(record) for _, _, record in stores[:number])
+    assert bool(batch) is bool(stores)
+    heads, records = batch.take()
+    assert unpack(heads, b''.join(records)) == stores
+    assert not batch and batch.take() == (b'', []) and not batch.size
+
+
+@pytest.mark.parametrize('heads, records', [
+    (HEAD.pack(OID, TID, 3), b'ab'), (HEAD.pack(OID, TID, 3), b'abcd'), (HEAD.pack(OID, TID, 3), b''), (b'', b'abc'),
+    (HEAD.pack(OID, TID, 2**32 - 1), b'abc'), (HEAD.pack(OID, TID, 0), b''),
+    (HEAD.pack(OID, TID, 3) + HEAD.pack(OID, TID, 0), b'abc'), (HEAD.pack(b'\xff' * 8, TID, 3), b'abc'),
+    (HEAD.pack(b'\xff' * 4 + bytes(4), TID, 3), b'abc')])
+def test_what_would_not_be_taken_singly_is_refused(heads: bytes, records: bytes) -> None:
+    with pytest.raises(ValueError):
+        unpack(heads, records)
+
+
+@pytest.mark.parametrize('heads, records', [
+    (HEAD.pack(OID, TID, 3)[:-1], b'abc'), (HEAD.pack(OID, TID, 3) + b'x', b'abc'), (None, b''), (b'', 'text'),
+    (bytearray(HEAD.pack(OID, TID, 3)), b'abc'), (HEAD.pack(OID, TID, 3), bytearray(b'abc')), (5, 6), ([], [])])
+def test_what_are_no_rows_is_refused(heads: Any, records: Any) -> None:
+    with pytest.raises(TypeError):
+        unpack(heads, records)
