@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.system import clients
-from tests.system.servers import PATIENCE, ROOT, Log, Server, file_storage
+from tests.system.servers import PATIENCE, ROOT, Log, Server, file_storage, freeze
 from zeo import commands, status
 from zeo.commands import Failure
 
@@ -106,7 +106,7 @@ def test_a_server_that_stops_after_it_was_connected_to_is_not_waited_for(
     assert server.process is not None
     with status._Server(server.address, [], None) as watched:
         watched.rates(0)
-        server.process.send_signal(signal.SIGSTOP)
+        freeze(server.process)
         try:
             with monkeypatch.context() as hurry, pytest.raises(Failure) as raised:
                 hurry.setattr(commands, 'PATIENCE', .2)

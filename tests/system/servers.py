@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ['Address', 'Pool', 'Server', 'Storage', 'file_storage', 'until']
+__all__ = ['Address', 'Pool', 'Server', 'Storage', 'file_storage', 'freeze', 'until']
 
 Address = tuple[str, int] | str
 
@@ -51,6 +51,23 @@ def until(condition: Any, what: str, timeout: float = PATIENCE) -> None:
             return
         pause.wait(.01)
     raise AssertionError(f'still not so after {timeout} seconds: {what}')
+
+
+def freeze(process: 'subprocess.Popen[Any]') -> None:
+    """Stop a process (SIGSTOP); when this returns, each of its threads has stopped.
+
+    One of them is told to, and tells the others when its turn comes, which takes a while on a busy machine.
+    """
+    process.send_signal(signal.SIGSTOP)
+
+    def stopped() -> bool:
+        states = set()
+        for path in Path(f'/proc/{process.pid}/task').glob('*/stat'):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                states.add(path.read_text().rpartition(')')[2].split()[0])
+        return states == {'T'}
+
+    until(stopped, 'all threads have stopped')
 
 
 def figures(pid: int) -> dict[str, int]:

@@ -575,7 +575,7 @@ def out_of_files(effort: float) -> Account:
 def many(effort: float) -> Account:
     """Hundreds of clients load and commit, all of them connected all the time."""
     account = Account()
-    count, rounds = max(int(500 * min(effort * 4, 1)), 50), max(int(20 * effort), 1)
+    count, rounds = max(int(500 * min(effort * 4, 1)), 50), max(int(4 * effort), 1)
     with Server() as server, client_of(server) as client:
         oids = [client.new_oid() for _ in range(count)]
         _commit_many(client, oids)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.client.conftest import Calls
 from tests.client.conftest import calls as calls
-from tests.system.servers import Server, until
+from tests.system.servers import Server, freeze, until
 from zeo.client import channel, dialing
 from zeo.ClientStorage import ClientStorage
 from zeo.errors import ClientDisconnected
@@ -23,8 +23,8 @@ def stopped(start_server: Callable[..., Server], request: pytest.FixtureRequest)
 
     def stop(server: Server) -> None:
         assert server.process is not None
-        os.kill(server.process.pid, signal.SIGSTOP)
         stopped.append(server.process.pid)
+        freeze(server.process)
 
     yield stop
     for pid in stopped:
