@@ -138,6 +138,22 @@ def test_a_segment_begun_anew_is_not_followed_by_what_was_in_it(path: Path) -> N
     log.close()
 
 
+def test_what_a_shorter_file_has_no_place_for_does_not_come_back_in_a_longer_one(path: Path) -> None:
+    size = 64 + 12 * 512
+    log = opened(path, size)
+    log.start_over(0)
+    write(log, *range(33))
+    log.close(b'')
+    log = opened(path, size - 1024)
+    log.resume()
+    found = tags(log)
+    assert b'gap' not in found and 20 < len(found) < 33
+    log.close()
+    log = opened(path, size)
+    assert tags(log) == found
+    log.close()
+
+
 @pytest.mark.parametrize('damaged', [b'%04d' % number for number in range(91, 99)])
 def test_what_is_lost_in_between_is_a_gap(path: Path, damaged: bytes) -> None:
     log = opened(path)

@@ -43,7 +43,7 @@ from ZODB.utils import p64, u64, z64
 
 from zeo.client.cachefile import RESIDUE, Content, Log, Unusable, claim, pack, unnamed, unpack
 from zeo.client.cacheindex import OPEN
-from zeo.client.cacheledger import Ledger
+from zeo.client.cacheledger import MOST_USED, Ledger
 from zeo.errors import ClientStorageError
 
 __all__ = ['Cache', 'CacheUnavailable', 'cache_path', 'open_cache']
@@ -64,6 +64,9 @@ PAUSE = 1000
 
 P = ParamSpec('P')
 T = TypeVar('T')
+
+#: Of an oid or tid.
+as_number = int.from_bytes
 
 Current = tuple[bytes, bytes, None]     # record, start; no end
 
@@ -220,7 +223,7 @@ class Cache:
         if found is not None and found[1] < tid:
             self._aside_hits[oid] = self._aside_hits.get(oid, 0) + 1
             return found
-        log, key = self._log, int.from_bytes(oid)
+        log, key = self._log, as_number(oid)
         begun = log.begun
         place = self._ledger.index.current.places.get(key)
         if place is not None:
@@ -237,7 +240,7 @@ class Cache:
                     return found
         elif key not in self._ledger.index.historic and not self._changing:
             return None
-        return self._find(key, int.from_bytes(tid))
+        return self._find(key, as_number(tid))
 
     def _keep_hot(self, hot: dict[bytes, Current], oid: bytes, revision: Current) -> None:
         """Have a revision that is hit again and again in memory; `hot` is older than the search for it."""
@@ -305,7 +308,7 @@ class Cache:
             aside = self._aside
             if (not self._ledger.sound or self._closed or self._changing or type(data) is not bytes
                     or len(data) > self._longest_aside or oid in aside
-                    or not len(oid) == len(start) == 8 or self._ledger.index.knows(int.from_bytes(oid))):
+                    or not len(oid) == len(start) == 8 or self._ledger.index.knows(as_number(oid))):
                 return False
             aside[oid] = data, start, None
             self._aside_size += len(data)
@@ -323,7 +326,9 @@ class Cache:
             bodies, starts, _ = zip(*aside.values())
             ledger.learn_news(list(map(add, aside, starts)), bodies)
             for oid, hits in self._aside_hits.items():
-                ledger.use(ledger.index.current.places[int.from_bytes(oid)], hits)
+                place = ledger.index.current.places[as_number(oid)]
+                for _ in range(min(hits, MOST_USED)):
+                    ledger.use(place)
         self._aside, self._aside_size, self._aside_hits = {}, 0, {}
 
     @_change

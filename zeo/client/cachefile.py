@@ -409,7 +409,9 @@ class Log:
     def read(self, place: int) -> bytes:
         """The content there, whatever it is now."""
         content = self.pending.get(place)
-        return os.pread(self._fd, place & LARGEST, place >> SIZE_BITS) if content is None else b''.join(content)
+        if content is None:
+            return os.pread(self._fd, place & LARGEST, place >> SIZE_BITS)
+        return b''.join(content)
 
     def resume(self) -> bool:
         """Read the header of a file that exists; tells whether it was closed cleanly.  Unusable, if it cannot be."""
@@ -438,6 +440,10 @@ class Log:
         Gives for each segment: whether there is a gap before it; the last tid when it was begun; its
         records; its bytes.  The first segment has no gap before it, because nothing does.
         """
+        # Behind that may be a segment of a longer file, or a summary.  What is lost now must not come back later.
+        end = FIRST + self._slots() * self.segment
+        if os.fstat(self._fd).st_size > end:
+            os.ftruncate(self._fd, end)
         headers = {}
         for position in self._starts():
             header = self._segment_header(os.pread(self._fd, SEGMENT_SIZE, position))

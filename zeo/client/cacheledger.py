@@ -66,12 +66,12 @@ class Ledger:
         #: for those that are in use as a whole.
         self._savings = log.extent // 2
 
-    def use(self, place: int, hits: int = 1) -> bool:
-        """Count hits; whether there was one before."""
+    def use(self, place: int) -> bool:
+        """Count a hit; whether there was one before."""
         grain = place >> GRAIN_BITS
         used = self._used[grain]
         if used < MOST_USED:
-            self._used[grain] = min(used + hits, MOST_USED)
+            self._used[grain] = used + 1
         return used > 0
 
     # What a server says
