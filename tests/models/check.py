@@ -146,7 +146,7 @@ READING_TURN = _proofs(
     'reading_turn',
     quick=['CALLS=1 INV=0'],
     others=[
-        'CALLS=1', 'CALLS=2', 'CALLS=1 INV=2', 'CALLS=1 ROOM=2', 'N=3 CALLS=1 INV=0 PARTS=1',
+        'CALLS=1', 'CALLS=2', 'CALLS=1 INV=2', 'CALLS=1 ROOM=2', 'N=3 CALLS=1 INV=0 PARTS=1 WAITING',
         'CALLS=1 LEAVING', 'CALLS=1 DYING', 'CALLS=1 CLOSING INV=0 PARTS=1', 'CALLS=1 BEATING',
     ],
 ) + _mistakes('reading_turn', [

@@ -55,7 +55,9 @@
  *     -DCALLS=2                                  two calls of each
  *     -DCALLS=1 -DINV=2                          a server stuck in invalidations alone
  *     -DCALLS=1 -DROOM=2                         several messages in one recv
- *     -DN=3 -DCALLS=1 -DINV=0 -DPARTS=1          three callers
+ *     -DN=3 -DCALLS=1 -DINV=0 -DPARTS=1 -DWAITING
+ *                                                three callers, which wait for each other to send
+ *                                                (to leave requests has too many states then)
  *     -DCALLS=1 -DLEAVING                        callers that give up
  *     -DCALLS=1 -DDYING                          the server hangs up
  *     -DCALLS=1 -DCLOSING -DINV=0 -DPARTS=1      close() at any moment
@@ -128,7 +130,7 @@ bit wake[N], asleep[N], done[N], given[N];
 bit patient[N];                        /* this caller never gives up */
 bit sending, stuck;                    /* the sending lock; its holder waits for room */
 bit relieving;                         /* its holder will look for requests that were left */
-bit left[N];                           /* requests left to whoever sends */
+bit handed[N];                         /* requests left to whoever sends */
 bit dead, shut, hungup, closed;
 byte readers, dispatching, ended, inflight;
 byte owed, effects;                    /* replies the server sent; those that had their effects */
@@ -139,12 +141,12 @@ bit deathdone;
 #if N == 2
 #define parked_any() (parked[0] || parked[1])
 #define a_request    (request[0] || request[1])
-#define a_left       (left[0] || left[1])
+#define a_handed     (handed[0] || handed[1])
 #define sleeper      ((asleep[0] && !wake[0]) || (asleep[1] && !wake[1]))
 #else
 #define parked_any() (parked[0] || parked[1] || parked[2])
 #define a_request    (request[0] || request[1] || request[2])
-#define a_left       (left[0] || left[1] || left[2])
+#define a_handed     (handed[0] || handed[1] || handed[2])
 #define sleeper      ((asleep[0] && !wake[0]) || (asleep[1] && !wake[1]) || (asleep[2] && !wake[2]))
 #endif
 
@@ -251,10 +253,15 @@ proctype caller(byte c)
      if :: atomic { !turn -> turn = 1; lead = 1 } :: else fi;
 #endif
      /* send, one frame at a time; holding no turn */
-     left[c] = 1;
+#ifdef WAITING
      do
-     :: atomic { !a_left -> break }
-     :: a_left ->
+     ::
+        atomic { !sending -> sending = 1; whose = c }
+#else
+     handed[c] = 1;
+     do
+     :: atomic { !a_handed -> break }
+     :: a_handed ->
 #ifdef MISTAKE_LEAVE_TO_ANYONE
         if :: atomic { sending -> break }
            :: !sending fi;
@@ -262,16 +269,13 @@ proctype caller(byte c)
         if :: atomic { relieving -> break }
            :: !relieving fi;
 #endif
-        atomic { !sending -> sending = 1;
-#if N == 2
-        }
-        atomic {                                   /* (three callers do this in one step: fewer states) */
-#endif
-                 relieving = 1;
-                 whose = 0;                        /* one that was left; real senders take all at once */
-                 do :: whose < N && left[whose] -> left[whose] = 0; break
-                    :: whose < N && !left[whose] -> whose++
+        atomic { !sending -> sending = 1 }
+        relieving = 1;
+        atomic { whose = 0;                        /* one that was left; real senders take all at once */
+                 do :: whose < N && handed[whose] -> handed[whose] = 0; break
+                    :: whose < N && !handed[whose] -> whose++
                     :: whose == N -> break od }
+#endif
         u_ = 1;
         do
         :: whose == N -> break
@@ -284,6 +288,10 @@ proctype caller(byte c)
         :: !patient[c] && u_ > 1 -> gone = 1; break                         /* half a frame is out */
         od;
         if :: gone -> die() :: else fi;
+#ifdef WAITING
+        atomic { stuck = 0; sending = 0; u_ = 0; whose = 0 }
+        if :: gone -> goto ended_ :: else -> break fi
+#else
         relieving = 0;
         atomic { stuck = 0; sending = 0; u_ = 0; whose = 0 }
         if :: gone -> goto ended_
@@ -295,6 +303,7 @@ proctype caller(byte c)
            :: !gone fi;
 #ifdef MISTAKE_LOOK_NO_MORE
         break
+#endif
 #endif
      od;
      /* a failed send is not looked at here: whoever reads finds the end of the stream */
