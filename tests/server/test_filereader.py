@@ -205,6 +205,14 @@ def test_other_storages_load_themselves(storage: FileStorage, tmp_path: Path, mo
     assert load_before_of(storage) is None
 
 
+@pytest.mark.parametrize('name', ['_index', '_files', '_file_name'])
+def test_a_storage_that_is_made_otherwise_loads_itself(
+        storage: FileStorage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr(storage, name)
+        assert load_before_of(storage) is None
+
+
 def test_nothing_is_left_open(storage: FileStorage) -> None:
     reader = FileReader(storage)
     path = f'/proc/self/fd/{reader._place.number}'

@@ -35,7 +35,7 @@ from hashlib import blake2b
 from io import FileIO
 from itertools import chain
 from operator import add
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 from zlib import crc32
 

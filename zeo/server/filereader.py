@@ -15,6 +15,7 @@ end, when this load had begun; no transaction finishes between the two.  The old
 somebody has it open.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from struct import Struct
@@ -88,5 +89,6 @@ _unpack = _HEADER.unpack_from
 def load_before_of(storage: Any) -> Callable[[bytes, bytes], Found | None] | None:
     """What can be called instead of the storage's ``loadBefore``, if that is a plain FileStorage."""
     if type(storage) is FileStorage and 'loadBefore' not in vars(storage) and _pread is not None:
-        return FileReader(storage).load_before
+        with contextlib.suppress(AttributeError):  # a later ZODB may keep index and files elsewhere
+            return FileReader(storage).load_before
     return None
