@@ -58,7 +58,8 @@
  *     -DN=3 -DCALLS=1 -DINV=0 -DPARTS=1 -DWAITING
  *                                                three callers, which wait for each other to send
  *                                                (to leave requests has too many states then)
- *     -DCALLS=1 -DLEAVING                        callers that give up
+ *     -DCALLS=1 -DLEAVING -DWAITING              callers that give up, and wait for each other to send
+ *     -DCALLS=1 -DLEAVING -DINV=0 -DPARTS=1      callers that give up
  *     -DCALLS=1 -DDYING                          the server hangs up
  *     -DCALLS=1 -DCLOSING -DINV=0 -DPARTS=1      close() at any moment
  *     -DCALLS=1 -DBEATING                        signs of life between the requests
