@@ -60,6 +60,10 @@ def parked(line: Line, number: int) -> None:
     until(lambda: len(line.channel._parked) == number, f'{number} sleepers')
 
 
+def led(line: Line) -> None:
+    until(line.channel._turn.locked, 'somebody leads')
+
+
 # ---- calls and replies
 
 
@@ -291,6 +295,7 @@ def test_a_sleeper_may_be_interrupted_and_its_reply_still_has_its_effect(
         line: Line, calls: Calls, interruption: Any) -> None:
     first = calls.start(line.channel.call, 'first')
     first_message = line.peer.read('first')
+    led(line)
 
     def interrupt() -> None:
         parked(line, 1)
@@ -330,6 +335,7 @@ def test_a_sleeper_interrupted_when_it_is_given_the_turn_passes_it_on(
     waiting: list[bool] = []
     first = calls.start(line.channel.call, 'first')
     first_message = line.peer.read('first')
+    led(line)
     third: list[Any] = []
 
     def go_on() -> None:
@@ -356,6 +362,7 @@ def test_a_leader_that_is_interrupted_ends_the_connection_and_everybody_hears_of
 
     def interrupt() -> None:
         line.peer.read('main')
+        led(line)
         others.append(calls.start(line.channel.call, 'other'))
         line.peer.read('other')
         parked(line, 1)

@@ -757,7 +757,7 @@ class Session:
             self._served.publisher.unsubscribe(self.outbox)
             self._served.left(self)
         self.iterator_gc([*self._iterators, *self._record_iterators])
-        self._jobs = None  # which knows us: see `Outbox.forget_line`
+        self._jobs, self._heard = None, lambda: None  # who know us: see `Outbox.forget_line`
 
 
 class MeasuredSession(Session):
