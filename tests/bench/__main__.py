@@ -54,7 +54,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--output', type=Path, default=Path('bench'), metavar='FOLDER',
                         help='where bench.json, bench.md and bench.png are written (%(default)s)')
     parser.add_argument('--no-plot', action='store_true')
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f'--output: {options.output}: {error.strerror}')
+    return options
 
 
 def _sides(text: str) -> list[str]:
