@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -876,6 +877,66 @@ def test_a_signal_handler_may_close_the_cache_it_interrupts(cache: Cache, monkey
     cache.flush()       # or it would only be set aside
     assert cache.load(A) is None
     assert cache._log._file.closed
+
+
+def test_what_an_earlier_round_left_in_its_place_is_not_taken_for_a_revision(
+        opened: Callable[..., Cache], path: str, tmp_path: Path, caplog: Any) -> None:
+    """After a power cut a file may have the page that was there before, whose checksums are right."""
+    cache = opened(path)
+    for oid in A, B:
+        cache.store(oid, T2, None, b'new' * 100)
+    cache.flush()
+    content = b''.join(cachefile.pack(A, T1, b'old' * 100))
+    killed = str(tmp_path / 'killed@1.zec')
+
+    def lose(name: str) -> None:
+        with open(name, 'r+b') as file:
+            file.seek(file.read().index(A + T2 + b'new'))
+            file.write(content)
+
+    shutil.copy(path, killed)
+    cache.set_last_tid(T3)
+    cache.close()
+    for name in path, killed:
+        lose(name)
+        again = opened(name)
+        assert again.loadBefore(A, T4) is None
+        assert again.loadBefore(B, T4) == (b'new' * 100, T2, None)
+        again.store(A, T2, None, b'new' * 100)
+        assert again.loadBefore(A, T4) == (b'new' * 100, T2, None)
+        again.flush()
+        lose(name)  # under a live one
+        again.store(C, T2, T3, b'')  # nothing is hot
+        assert again.loadBefore(A, T4) in (None, (b'new' * 100, T2, None))
+
+
+def test_a_hit_that_is_counted_late_harms_nothing(opened: Callable[..., Cache]) -> None:
+    """The revision was put away, and has ended, between finding it and counting the hit."""
+    cache = opened(None, MB)
+
+    class Slow(dict[bytes, Any]):
+        def get(self, oid: bytes, default: Any = None) -> Any:
+            found = super().get(oid, default)
+            if found is not None and cache._aside is self:
+                cache.invalidate(T3, [oid])
+            return found
+
+    cache.store(A, T1, None, b'one')
+    cache._aside = Slow(cache._aside)
+    assert cache.loadBefore(A, T2) == (b'one', T1, None)
+    assert cache._aside_hits == {A: 1} and not cache._aside
+    cache.store(B, T1, None, b'two')
+    cache.invalidate(T4, [B])
+    assert cache.loadBefore(B, T4) == (b'two', T1, T4) and cache.loadBefore(A, T3) == (b'one', T1, T3)
+
+
+def test_what_was_hit_and_had_to_go_at_once_harms_nothing(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 3000)
+    for number in range(ASIDE):
+        cache.store(p64(number), T1, None, b'x' * 20)
+        assert cache.loadBefore(p64(number), T2)
+    cache.flush()
+    assert 0 < len(cache) < ASIDE
 
 
 def test_damage_under_a_live_cache_is_a_miss(cache: Cache, path: str, caplog: Any, tmp_path: Path) -> None:

@@ -410,3 +410,19 @@ def test_who_sends_a_file_lets_others_read_meanwhile(plain: Line, file: int, cal
     assert plain.peer.payload() == b'<' + b'x' * 4_000_000 + b'>'
     sending()
     assert not plain.outgoing.stuck
+
+
+@pytest.mark.parametrize('how', ['post', 'send_file'])
+def test_an_interruption_while_something_is_posted_ends_the_connection(
+        line: Line, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """What others have posted may be lost with it, and they wait for the answers."""
+    def interrupted(frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(line.outgoing), '_transmit', lambda self, frame: interrupted(frame))
+    with pytest.raises(KeyboardInterrupt):
+        if how == 'post':
+            line.outgoing.post((bytes(module.LARGE),))
+        else:
+            line.outgoing.send_file(b'', 0, 0, 0, b'')
+    assert [type(failure) for failure in line.failures] == [KeyboardInterrupt]

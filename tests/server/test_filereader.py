@@ -1,6 +1,8 @@
 """The reader finds what the storage finds, also while a pack puts another file in the place of the storage's."""
 
+import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ZODB.utils import maxtid, z64
 from tests.server.talk import oid
 from zeo.server import filereader
 from zeo.server.filereader import FileReader, load_before_of
+from zeo.server.served import Served
 
 
 @pytest.fixture
@@ -130,6 +133,31 @@ def test_after_a_pack_the_new_file_is_read(storage: FileStorage, reader: FileRea
     assert number != before and os.fstat(number).st_ino == os.stat(storage._file_name).st_ino
     assert not os.path.exists(f'/proc/self/fd/{before}') or os.fstat(before).st_ino != os.stat(
         storage._file_name + '.old').st_ino
+
+
+def test_where_no_more_files_can_be_opened_the_storage_reads(
+        storage: FileStorage, reader: FileReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(storage, (z64, b'\x80\x03N.\x80\x03N.'))
+    pack(storage)
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EMFILE, 'too many open files')
+
+    monkeypatch.setattr(os, 'open', refuse)
+    assert the_same(storage, reader, z64)
+    assert load_before_of(storage) is None
+
+
+def test_the_file_that_was_packed_is_let_go_of_at_once(storage: FileStorage) -> None:
+    served = Served('1', storage)
+    for number in range(2):
+        commit(storage, (z64, b'\x80\x03N.\x80\x03K%c.' % number))
+    pack_time = time.time()
+    with os.fdopen(os.open(storage._file_name, os.O_RDONLY)) as former:
+        inode = os.fstat(former.fileno()).st_ino
+    served.pack(pack_time)
+    names = [name for name in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{name}')]
+    assert inode not in [os.stat(f'/proc/self/fd/{name}').st_ino for name in names]
 
 
 def test_a_pack_that_ends_while_a_record_is_read_does_not_mix_the_files(

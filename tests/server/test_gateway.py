@@ -501,6 +501,7 @@ def test_a_commit_that_finds_out_is_made_and_everybody_begins_afresh(
     monkeypatch.undo()
     front._backing.forgets = False
     assert 'it was packed; everybody is disconnected' in caplog.text
+    assert max(record.levelno for record in caplog.records) < logging.CRITICAL  # which is for what nobody expects
     newest = database.transactions[-1][0]
     assert front.announced == newest and front._known[0] > before
     again = connect(served)

@@ -193,6 +193,18 @@ def test_changes_come_in_order_each_with_its_objects(monkeypatch: pytest.MonkeyP
     assert len(cursor.asked) == 4
 
 
+def test_what_was_announced_is_not_told_again_however_much_came_after_the_last_look(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relational, 'BATCH', 3)
+
+    def rows(known: int, most: int, seen: int) -> Rows:
+        return [(tid, tid < 8, 10 if tid > seen else None) for tid in range(1, 11) if tid >= known][:most]
+
+    backing, view, _ = opened(LEFT=rows)
+    backing._last = p64(1)
+    assert list(backing.changes(view, p64(8))) == [(p64(9), [p64(10)]), (p64(10), [p64(10)])]
+
+
 def test_what_was_packed_before_anybody_looked_is_not_told_by_halves() -> None:
     backing, view, cursor = opened(LEFT=[(3, True, None), (4, True, 10), (5, True, 11), (6, False, 10)])
     assert list(backing.changes(view, p64(5))) == [(p64(6), [p64(10)])]

@@ -6,7 +6,7 @@ it by several threads, when it may be interrupted, and when the disk refuses.
 **A hit takes no lock.**  It asks the index for a place, reads there, and looks whether a segment of
 the log was begun meanwhile.  A place is given away only by beginning a segment, and has left the
 index before.  So if none was begun, the bytes are those of the revision that was the right one when
-the index was asked (*read, then validate*); the checksum is for damage on the disk.  If one was, the
+the index was asked (*read, then validate*); checksum and start are for damage on the disk.  If one was, the
 same is done again under the mutex, where nothing moves.
 
 What is hit again and again is also kept in memory, up to 1 MB, until the next change of the cache.  Who
@@ -225,7 +225,8 @@ class Cache:
             return found
         log, key = self._log, as_number(oid)
         begun = log.begun
-        place = self._ledger.index.current.places.get(key)
+        current = self._ledger.index.current
+        place = current.places.get(key)
         if place is not None:
             try:
                 content = log.read(place)
@@ -233,7 +234,8 @@ class Cache:
                 content = b''
             if crc32(content) == RESIDUE and content[:8] == oid and log.begun == begun:
                 start = content[8:16]
-                if start < tid:
+                # Another start: it was changed meanwhile, or the disk has kept what was there before.
+                if start < tid and as_number(start) == current.starts.get(key):
                     found = content[16:-4], start, None
                     if self._ledger.use(place):
                         self._keep_hot(hot, oid, found)
@@ -325,9 +327,10 @@ class Cache:
         if self._in_service():
             bodies, starts, _ = zip(*aside.values())
             ledger.learn_news(list(map(add, aside, starts)), bodies)
-            for oid, hits in self._aside_hits.items():
-                place = ledger.index.current.places[as_number(oid)]
-                for _ in range(min(hits, MOST_USED)):
+            # Who hits takes no lock: there may be more any moment, also of what has gone since.
+            for oid, hits in self._aside_hits.copy().items():
+                place = ledger.index.current.places.get(as_number(oid))
+                for _ in range(min(hits, MOST_USED) if place is not None else 0):
                     ledger.use(place)
         self._aside, self._aside_size, self._aside_hits = {}, 0, {}
 

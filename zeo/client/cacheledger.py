@@ -280,17 +280,23 @@ class Ledger:
                 kind = KINDS.get(tag)
                 if kind is not None:
                     index.put(kind, oid, start, end, place)
-                    if verify and unpack(log.content(place, image)) is None:
+                    if verify and self._named(log.content(place, image), oid, start) is None:
                         damaged.append((oid, start))
                 elif tag == LAST_TID:
                     last = start
                 else:
-                    self._repeat(tag, oid, start, unpack(log.content(place, image)))
+                    self._repeat(tag, oid, start, self._named(log.content(place, image), oid, start))
         self.last_tid = last
         self._continue()
         # Only now: had they been left out, what they took the place of would be back.
         for oid, start in damaged:
             self.forget(oid, start)
+
+    @staticmethod
+    def _named(content: bytes, oid: int, start: int) -> tuple[bytes, bytes, bytes] | None:
+        """What was packed, if it has the name that its record's head says; else the disk has not got it."""
+        found = unpack(content)
+        return found if found is not None and NAME.unpack(found[0] + found[1]) == (oid, start) else None
 
     def _repeat(self, tag: bytes, oid: int, start: int, content: tuple[bytes, bytes, bytes] | None) -> None:
         index = self.index

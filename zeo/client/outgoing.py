@@ -100,14 +100,18 @@ class Outgoing:
     def post(self, frame: Frame) -> None:
         """Send it later, or now if enough has come together."""
         with self._lock:
-            size = sum(map(len, frame))
-            if size >= LARGE:
-                self._transmit(frame)  # as it is, not copied
-                return
-            self._posted += frame
-            self._size += size
-            if self._size >= POSTED_UP_TO:
-                self._transmit(())
+            try:
+                size = sum(map(len, frame))
+                if size >= LARGE:
+                    self._transmit(frame)  # as it is, not copied
+                    return
+                self._posted += frame
+                self._size += size
+                if self._size >= POSTED_UP_TO:
+                    self._transmit(())
+            except BaseException as error:  # what others have posted may be lost
+                self._failed(error)
+                raise
 
     def send_file(self, head: bytes, file: int, at: int, size: int, tail: bytes) -> None:
         """Send what was posted, then a message with so many bytes of a file in the middle; not with TLS.
@@ -115,10 +119,10 @@ class Outgoing:
         The kernel may wait for what comes next before it sends the last bytes of it.
         """
         with self._lock:
-            self._transmit(())
-            self.stuck = True  # it cannot be known before
-            self._ring()
             try:
+                self._transmit(())
+                self.stuck = True  # it cannot be known before
+                self._ring()
                 pieces.send(self._sock, head, file, at, size, tail, _nobody_counts)
             except OSError as error:
                 self._failed(error)

@@ -63,9 +63,9 @@ class FileReader:
         """What ``loadBefore`` of the storage says, and raises."""
         place = self._place
         storage = self._storage
-        if storage._index is not place.index:
-            place = self._place = _Place(storage)
         try:
+            if storage._index is not place.index:
+                place = self._place = _Place(storage)
             at = place.index[oid]
             data = _pread(place.number, _FIRST, at)
             its_oid, start, _, _, versions, length = _unpack(data)
@@ -89,6 +89,6 @@ _unpack = _HEADER.unpack_from
 def load_before_of(storage: Any) -> Callable[[bytes, bytes], Found | None] | None:
     """What can be called instead of the storage's ``loadBefore``, if that is a plain FileStorage."""
     if type(storage) is FileStorage and 'loadBefore' not in vars(storage) and _pread is not None:
-        with contextlib.suppress(AttributeError):  # a later ZODB may keep index and files elsewhere
+        with contextlib.suppress(AttributeError, OSError):  # a later ZODB may keep index and files elsewhere
             return FileReader(storage).load_before
     return None

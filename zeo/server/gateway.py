@@ -183,12 +183,14 @@ class Gateway(Reading, Writing):
         except relational.Discontinued as error:
             with plainly():
                 self._begin_afresh(poller, error)
+        self._polled = number
         if own is not None:  # one that changed nothing need not be told apart by the storage
+            if own <= self.announced:  # with all others, when everybody began afresh
+                raise Unreachable('everybody is disconnected, and has to ask what became of it')
             generation = self._known[0] + 1
             self._known = generation, self.announced
             publish(own)
             self._known = generation, own
-        self._polled = number
 
     def _look(self) -> View:
         """The poller with a new snapshot.  In the turn.  `Unreachable` if there is none to be had."""

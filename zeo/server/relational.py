@@ -182,7 +182,8 @@ class Relational(Backing):
                     yield p64(tid), oids
             if len(changes) < BATCH:
                 return
-            known = seen = max(changes)
+            known = max(changes)
+            seen = max(seen, known)
 
     def changed_since(self, view: View, tid: bytes, most: int) -> list[bytes] | None:
         [(known,)] = _rows(view, 'SELECT EXISTS (SELECT 1 FROM transaction WHERE tid = %s)', u64(tid))

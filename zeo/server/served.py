@@ -26,6 +26,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import Unsupported
 from ZODB.utils import newTid
+from ZODB.utils import maxtid
 from ZODB.utils import u64
 from ZODB.utils import z64
 from zope.interface import providedBy
@@ -387,6 +388,9 @@ class Served:
             started = time.monotonic()
             logger.info('storage %s: packing as of %s', self.name, time.ctime(pack_time))
             self.packing.run(pack_time)
+            if self.load_before is not None:
+                with contextlib.suppress(Exception):
+                    self.load_before(z64, maxtid)  # so that it lets go of the file that was packed
             logger.info('storage %s: packed in %.1f s', self.name, time.monotonic() - started)
         deliver(self.publisher.tell(self.size_notice()))
 
