@@ -33,6 +33,7 @@ from zeo.errors import ServerException
 from zeo.server import jobs
 from zeo.server import session as module
 from zeo.server.limits import Allowance
+from zeo.server.served import LOOK_UP
 from zeo.server.served import Served
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import METHODS
@@ -879,6 +880,22 @@ def test_a_load_is_not_done_again_and_again_while_others_commit(
     monkeypatch.setattr(served.storage, 'loadBefore', slow)
     peer.load(oid(1))
     assert len(count) == 2
+
+
+def test_verifying_ends_when_the_client_has_left(
+        filed: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has asked for is kept until then."""
+    asked: list[bytes] = []
+
+    def get_tid(oid: bytes) -> bytes:
+        asked.append(oid)
+        filed.session.outbox.end()
+        return z64
+
+    monkeypatch.setattr(filed.session._storage, 'getTid', get_tid)
+    filed.ask('verify', bytes(16 * 10_000))
+    until(lambda: 'zeo verify' not in ' '.join(each.name for each in threading.enumerate()), 'it has ended')
+    assert len(asked) == LOOK_UP
 
 
 def test_verify_tells_what_is_outdated(filed: SessionPeer) -> None:

@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 #: How many transactions whose tid was told are remembered when they are committed.
 MOST_COMMITTED = 1000
 
+#: After so many revisions it is looked whether somebody still wants to know.
+LOOK_UP = 256
+
 
 class Statistics:
     """Counts since the server started; each is changed under the commit lock or is only indicative."""
@@ -291,13 +294,14 @@ class Served:
             if close is not None:
                 close()
 
-    def outdated(self, revisions: bytes) -> bytes:
+    def outdated(self, revisions: bytes, is_wanted: Callable[[], bool] = lambda: True) -> bytes:
         """The answer to ``verify``: which of these revisions are not current (any more).
 
         ``revisions`` are pairs of oid and tid, 16 bytes each; the answer is oids, 8 bytes each.
 
         Nothing has to be ordered here.  The client has registered before, so a change that this
-        answer does not know of is announced to it, before the answer or after.
+        answer does not know of is announced to it, before the answer or after.  Ends soon when it is not
+        wanted any more.
         """
         if self._gateway is not None:  # one question for all of them
             pairs = [(revisions[at:at + 8], revisions[at + 8:at + 16]) for at in range(0, len(revisions), 16)]
@@ -306,6 +310,8 @@ class Served:
         get_tid = self.storage.getTid
         outdated = []
         for at in range(0, len(revisions), 16):
+            if not at % (16 * LOOK_UP) and not is_wanted():
+                break
             oid = revisions[at:at + 8]
             try:
                 current = get_tid(oid)

@@ -394,7 +394,8 @@ class Session:
         if not isinstance(revisions, bytes) or len(revisions) % 16 or len(revisions) > 16 * MOST_ENTRIES:
             raise TypeError(f'revisions to verify are at most {MOST_ENTRIES} pairs of oid and tid')
         assert self._served is not None
-        self._beside('verify', answer, partial(self._served.outdated, revisions))
+        outbox = self.outbox
+        self._beside('verify', answer, partial(self._served.outdated, revisions, lambda: not outbox.gone))
 
     # ---- loading ------------------------------------------------------------------------
 
