@@ -417,6 +417,17 @@ def test_a_full_disk_is_reported_to_a_transaction_as_a_whole(
     peer.commit(oid(1), b'record')
 
 
+def test_no_stores_at_all_leave_nothing_behind(peer: SessionPeer) -> None:
+    """However often they come: they count nothing either."""
+    peer.tell('tpc_begin', 1, b'', b'', {})
+    for _ in range(10):
+        peer.tell('stores', b'', b'', 1)
+    transaction = peer.session._transaction
+    assert transaction is not None and not list(transaction._staging)
+    assert peer.call('vote', 1) == []
+    peer.call('tpc_finish', 1)
+
+
 def test_many_stores_that_wait_on_the_disk_are_replayed(filed: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     filed.begin(1)
     assert filed.session._transaction is not None

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 
 from zeo.wire.stores import HEAD
+from zeo.wire.stores import MOST
+from zeo.wire.stores import MOST_BYTES
 from zeo.wire.stores import Batch
 from zeo.wire.stores import unpack
 
@@ -44,3 +46,12 @@ def test_what_would_not_be_taken_singly_is_refused(heads: bytes, records: bytes)
 def test_what_are_no_rows_is_refused(heads: Any, records: Any) -> None:
     with pytest.raises(TypeError):
         unpack(heads, records)
+
+
+@pytest.mark.parametrize('count, size', [(MOST + 1, MOST + 1), (1, MOST_BYTES + 1)])
+def test_what_is_too_much_for_one_message_is_refused_before_it_takes_memory(count: int, size: int) -> None:
+    head = HEAD.pack(OID, TID, size // count)
+    with pytest.raises(ValueError, match='in one message'):
+        unpack(head * count, bytes(size))
+    size -= 1
+    assert len(unpack(head * (count - 1) if count > 1 else HEAD.pack(OID, TID, size), bytes(size))) == max(count - 1, 1)

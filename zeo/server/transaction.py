@@ -157,7 +157,7 @@ class Transaction:
         size = sum([len(record) for _, _, record in stores])
         if self.state is not State.BEGUN:
             raise StorageTransactionError(f'the transaction is {self.state.value}')
-        if self.failure is None:
+        if self.failure is None and stores:
             self.count(overhead + size)
             self._staging.append(('stores', (stores,)), overhead - OVERHEAD + size)
 

@@ -9,6 +9,9 @@ from struct import Struct
 HEAD = Struct('>8s8sI')
 assert HEAD.size == 20
 
+#: So many stores, and bytes of records, one message may have: each store takes memory before it can be counted.
+MOST, MOST_BYTES = 2**16, 16 * 1024 * 1024
+
 #: What is stored: oid, serial, record.
 Store = tuple[bytes, bytes, bytes]
 
@@ -48,6 +51,8 @@ def unpack(heads: bytes, records: bytes) -> list[Store]:
     """What is stored; `TypeError` or `ValueError` if a store like that would not be taken singly, either."""
     if type(heads) is not bytes or type(records) is not bytes or len(heads) % HEAD.size:
         raise TypeError('stores are rows of bytes')
+    if len(heads) > MOST * HEAD.size or len(records) > MOST_BYTES:
+        raise ValueError(f'more than {MOST} stores, or {MOST_BYTES} bytes, in one message')
     stores = []
     at = 0
     for oid, serial, length in HEAD.iter_unpack(heads):
