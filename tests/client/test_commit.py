@@ -1,5 +1,6 @@
 """What a transaction sends to a server that takes many stores at a time, and to one that does not."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 
 import pytest
@@ -127,6 +128,34 @@ def test_an_extension_goes_with_the_beginning(pair: Pair) -> None:
     assert pair.peer.read('tpc_begin').args[1:] == (b'user', b'note', {'key': 1}, None, ' ')
     assert unpack(*pair.peer.read('stores').args[:2]) == small(1)
     pair.peer.answer(pair.peer.read('vote'), ([], tid(6)))
+    voting()
+
+
+@pytest.mark.parametrize('chosen, status', [(tid(8), ' '), (None, 'p')])
+def test_a_chosen_tid_and_a_status_go_with_the_beginning(pair: Pair, chosen: bytes | None, status: str) -> None:
+    txn = TransactionMetaData('user', 'note')
+    pair.storage.tpc_begin(txn, chosen, status)
+    pair.store(txn, *small(1))
+    voting = pair.calls.start(pair.storage.tpc_vote, txn)
+    assert pair.peer.read('tpc_begin').args[3:] == ({}, chosen, status)
+    assert unpack(*pair.peer.read('stores').args[:2]) == small(1)
+    pair.peer.answer(pair.peer.read('vote'), ([], tid(8)))
+    voting()
+
+
+@pytest.mark.parametrize('name, does', [
+    ('deleteObject', lambda storage, txn: storage.deleteObject(oid(9), tid(1), txn)),
+    ('undoa', lambda storage, txn: storage.undo(tid(3), txn)),
+    ('restorea', lambda storage, txn: storage.restore(oid(9), tid(3), b'record', '', None, txn))])
+def test_whatever_comes_between_stores_stays_there(
+        pair: Pair, name: str, does: Callable[[ClientStorage, TransactionMetaData], object]) -> None:
+    txn = pair.begun(*small(1))
+    does(pair.storage, txn)
+    pair.store(txn, *small(1, 2))
+    voting = pair.calls.start(pair.storage.tpc_vote, txn)
+    names = [(message := pair.peer.read()).name for _ in range(5)]
+    assert names == ['tpc_begin', 'stores', name, 'stores', 'vote']
+    pair.peer.answer(message, ([], tid(6)))
     voting()
 
 

@@ -141,6 +141,20 @@ def test_what_writes_is_refused_on_a_read_only_connection(
         peer.tell(name, *args)
 
 
+def test_a_reader_stores_nothing(served: Served, connect: Connect) -> None:
+    peer = connect(served, read_only=True)
+    with pytest.raises(ProtocolError, match='StorageTransactionError'):
+        peer.tell('stores', HEAD.pack(oid(1), z64, 6), b'record', 1)
+
+
+def test_a_whole_transaction_that_wants_no_answer_holds_the_lock_no_longer_than_its_client(
+        served: Served, peer: SessionPeer) -> None:
+    peer.tell('commit', 1, True, b'', b'', HEAD.pack(oid(1), z64, 6), b'record')
+    assert served.lock.holder is not None
+    peer.session.close()
+    assert served.lock.holder is None
+
+
 def test_exactly_the_methods_that_begin_to_write_are_marked() -> None:
     """All others that change data need a transaction."""
     assert {name for name, method in METHODS.items() if method.writes} == {
@@ -786,7 +800,8 @@ def test_votes_and_finishes_never_wait_for_a_client_that_does_not_read(
 
 @pytest.mark.parametrize('name, args', [
     ('ping', ()), ('get_info', ()), ('new_oids', ()), ('tpc_begin', (5, b'', b'', {})), ('pack', ('soon',)),
-    ('vote', (2,)), ('tpc_finish', (2,)), ('tpc_finish', (1,)), ('tpc_abort', (2,))])
+    ('vote', (2,)), ('tpc_finish', (2,)), ('tpc_finish', (1,)), ('tpc_abort', (2,)),
+    ('commit', (1, True, b'', b'', b'', b''))])
 def test_whatever_is_asked_for_what_is_unread_is_limited(
         served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch, name: str, args: tuple[Any, ...]) -> None:
     monkeypatch.setattr(module, 'ROOM', 1000)
@@ -800,6 +815,34 @@ def test_whatever_is_asked_for_what_is_unread_is_limited(
         for _ in range(10_000):
             peer.ask(name, *args)
     assert peer.outbox.backlog < 60_000
+
+
+@pytest.mark.parametrize('name, args', [('vote', (1,)), ('commit', (1, True, b'', b'', b'', b''))])
+def test_what_a_voted_transaction_is_asked_for_again_is_limited_too(
+        peer: SessionPeer, monkeypatch: pytest.MonkeyPatch, name: str, args: tuple[Any, ...]) -> None:
+    monkeypatch.setattr(module, 'ROOM', 1000)
+    monkeypatch.setattr(module, 'ROOM_PATIENCE', .01)
+    peer.begin(1)
+    peer.call('vote', 1)
+    unread(peer)
+    peer.outbox.limit = 50_000
+    peer._listen = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(ProtocolError, match='does not read'):
+        for _ in range(10_000):
+            peer.ask(name, *args)
+
+
+def test_a_whole_transaction_does_not_wait_for_a_client_that_has_a_little_to_read(
+        served: Served, peer: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    unread(peer)
+    with monkeypatch.context() as context:
+        context.setattr(module, 'ROOM', 1000)
+        context.setattr(module, 'ROOM_PATIENCE', .01)
+        context.setattr(peer, '_listen', lambda: None)
+        peer.outbox.append((b'x' * 2000,))
+        peer.ask('commit', 1, True, b'', b'', HEAD.pack(oid(1), z64, 6), b'record')
+        assert served.lock.holder is not None
+    peer.session.close()
 
 
 @pytest.mark.parametrize('end', ['tpc_finish', 'tpc_abort'])

@@ -428,6 +428,22 @@ def test_no_stores_at_all_leave_nothing_behind(peer: SessionPeer) -> None:
     peer.call('tpc_finish', 1)
 
 
+def test_many_stores_come_too_late_after_the_vote(peer: SessionPeer) -> None:
+    peer.begin(1)
+    peer.call('vote', 1)
+    with pytest.raises(ProtocolError, match='the transaction is voted'):
+        peer.tell('stores', HEAD.pack(oid(1), z64, 6), b'record', 1)
+
+
+def test_many_stores_are_not_kept_for_a_vote_that_will_fail(peer: SessionPeer) -> None:
+    peer.begin(1)
+    transaction = peer.session._transaction
+    assert transaction is not None
+    transaction.fail(OSError('no room'))
+    peer.tell('stores', HEAD.pack(oid(1), z64, 6), b'record', 1)
+    assert not list(transaction._staging)
+
+
 def test_many_stores_that_wait_on_the_disk_are_replayed(filed: SessionPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     filed.begin(1)
     assert filed.session._transaction is not None
