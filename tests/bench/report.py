@@ -41,16 +41,22 @@ def figures(results: Results) -> list[dict[str, Any]]:
                        for side, samples in of_sides.items() if samples}
             entries.append({'workload': workload.name, 'metric': row.metric, 'words': row.words,
                             'unit': row.unit, 'least': row.least, 'aim': row.aim,
-                            'medians': medians, 'ratio': ratio(row, medians)})
+                            'medians': medians, 'ratio': ratio(row, medians),
+                            'above floor': ratio(row, medians, 'floor', 'zeo'),
+                            'possible': ratio(row, medians, 'floor')})
     return entries
 
 
-def ratio(row: Row, medians: dict[str, float]) -> float | None:
-    """How many times better zeo is than ZEO."""
-    if not medians.get('zeo') or not medians.get('ZEO'):
+def ratio(row: Row, medians: dict[str, float], side: str = 'zeo', other: str = 'ZEO') -> float | None:
+    """How many times better one side is than the other."""
+    if not medians.get(side) or not medians.get(other):
         return None
-    times = medians['ZEO'] / medians['zeo']
+    times = medians[other] / medians[side]
     return 1 / times if row.more_is_better else times
+
+
+def _times(ratio: float | None) -> str:
+    return '' if ratio is None else f'{ratio:.1f}x'
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -71,17 +77,21 @@ def verdict(entry: dict[str, Any]) -> str:
 
 
 def table(results: Results) -> str:
-    """A Markdown table."""
+    """A Markdown table.
+
+    The last columns say how far zeo is above the bare floor, and how far ZEO is: more than that nobody could win.
+    """
     sides = [side for side in SIDES.values() if any(side.name in each for each in results.values())]
-    head = ['workload', 'unit', *(side.title for side in sides), 'zeo : ZEO', 'at least', 'aim', 'met']
-    lines = [head, ['---', *['---:'] * (len(head) - 2), '---']]
+    head = ['workload', 'unit', *(side.title for side in sides),
+            'zeo : ZEO', 'at least', 'aim', 'met', 'floor : zeo', 'floor : ZEO']
+    lines = [head, ['---', *['---:'] * (len(head) - 4), '---', '---:', '---:']]
     for entry in figures(results):
-        times, aim = entry['ratio'], entry['aim']
+        aim = entry['aim']
         lines.append([
             entry['words'], entry['unit'],
             *(shown(entry['medians'].get(side.name), entry['unit']) for side in sides),
-            '' if times is None else f'{times:.1f}x', f'{entry["least"]:g}x',
-            f'{aim:g}x' if aim else '–', verdict(entry)])
+            _times(entry['ratio']), f'{entry["least"]:g}x', f'{aim:g}x' if aim else '–', verdict(entry),
+            _times(entry['above floor']), _times(entry['possible'])])
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.bench import floor
-from tests.bench.measure import wait_until
 from tests.bench.peers import first_contact, free_port
 
 Address = tuple[str, int] | str
@@ -101,7 +100,7 @@ class Floor(Side):
     name, title = 'floor', 'bare floor'
 
     def command(self, address: Address, path: str, synced: bool = True) -> list[str]:
-        return ['-m', 'tests.bench.floor', _spelled(address), path, *([] if synced else ['unsynced'])]
+        return ['-m', 'tests.bench.floorserver', _spelled(address), path, *([] if synced else ['unsynced'])]
 
     def open(self, address: Address, path: str, **options: Any) -> Any:
         return floor.Client(address, **options)
@@ -196,20 +195,7 @@ def serving(side: Side, population: Population, *, unix: bool = False,
             return
         process = launch(side, address, path, synced)
         try:
-            _await(side, address)
+            first_contact(address).close()
             yield Server(side, address, path, process.pid)
         finally:
             end(process)
-
-
-def _await(side: Side, address: Address) -> None:
-    if isinstance(side, Floor):
-        def reached() -> bool:
-            try:
-                floor.connect(address).close()
-            except OSError:
-                return False
-            return True
-        wait_until(reached, f'the floor is laid at {address}', 60)
-    else:
-        first_contact(address).close()

@@ -247,6 +247,12 @@ class Row(NamedTuple):
         return self.unit == '/s' or self.unit == 'MB/s'
 
 
+# The floor has no cache; a FileStorage in process takes part where a single client is measured.
+SERVED = ('zeo', 'ZEO', 'uvloop', 'floor')
+ALL = ('zeo', 'ZEO', 'uvloop', 'FileStorage', 'floor')
+CACHED = ('zeo', 'ZEO', 'uvloop')
+
+
 class Workload(NamedTuple):
     """A named workload: a function above with its arguments, who takes part, and what is told of it."""
 
@@ -254,41 +260,37 @@ class Workload(NamedTuple):
     function: Callable[..., Rounds]
     arguments: dict[str, object]
     rows: Sequence[Row]
-    sides: Sequence[str] = ('zeo', 'ZEO', 'uvloop')
+    sides: Sequence[str] = SERVED
 
-
-SERVED = ('zeo', 'ZEO', 'uvloop', 'floor')
-ALL = ('zeo', 'ZEO', 'uvloop', 'FileStorage', 'floor')
-STORED = ('zeo', 'ZEO', 'uvloop', 'FileStorage')
 
 WORKLOADS = [
     Workload('load-1k', cold_loads, dict(size=KB, count=1000), [
         Row('median', 'cold load, 1 KB', 'µs', 5, 8),
         Row('cpu', 'the same, CPU', 'µs', 5, 7)], ALL),
     Workload('load-1k-unix', cold_loads, dict(size=KB, count=1000, unix=True), [
-        Row('median', 'cold load, 1 KB, Unix socket', 'µs', 6, 10)], SERVED),
+        Row('median', 'cold load, 1 KB, Unix socket', 'µs', 6, 10)]),
     Workload('load-10k', cold_loads, dict(size=10 * KB, count=500), [
         Row('median', 'cold load, 10 KB', 'µs', 4, 7)], ALL),
     Workload('load-1m', cold_loads, dict(size=MB, count=60), [
         Row('median', 'cold load, 1 MB', 'ms', 3, 8)], ALL),
     Workload('load-4-processes', loads_by_processes, dict(processes=4, count=2000), [
-        Row('rate', 'loads, 4 client processes', '/s', 3, 6)], SERVED),
+        Row('rate', 'loads, 4 client processes', '/s', 3, 6)]),
     Workload('load-16-processes', loads_by_processes, dict(processes=16, count=3200), [
-        Row('rate', 'loads, 16 client processes', '/s', 3, 6)], SERVED),
+        Row('rate', 'loads, 16 client processes', '/s', 3, 6)]),
     Workload('load-4-threads', loads_by_threads, dict(threads=4, count=2000), [
         Row('rate', 'loads, 4 threads on one client', '/s', 2.5, 4)]),
     Workload('load-8-threads', loads_by_threads, dict(threads=8, count=2000), [
         Row('rate', 'loads, 8 threads on one client', '/s', 2.5, 4)]),
-    Workload('cache-hit', cache_hits, {}, [Row('median', 'cache hit', 'µs', 2, 4)]),
+    Workload('cache-hit', cache_hits, {}, [Row('median', 'cache hit', 'µs', 2, 4)], CACHED),
     Workload('commit-1', commits, dict(objects=1, times=200), [
         Row('cpu', 'commit of 1 object, tmpfs, CPU', 'ms', 4, 5),
-        Row('median', 'the same, median', 'ms', 4, 5)], STORED),
+        Row('median', 'the same, median', 'ms', 4, 5)], ALL),
     Workload('commit-1-disk', commits, dict(objects=1, times=100, disk=True), [
-        Row('median', 'commit of 1 object, disk', 'ms', 3.5, 4.5)], STORED),
+        Row('median', 'commit of 1 object, disk', 'ms', 3.5, 4.5)], ALL),
     Workload('commit-100', commits, dict(objects=100, times=20), [
-        Row('median', 'commit of 100 objects, tmpfs', 'ms', 5, 7)], STORED),
+        Row('median', 'commit of 100 objects, tmpfs', 'ms', 5, 7)], ALL),
     Workload('commit-1000', commits, dict(objects=1000, times=4), [
-        Row('median', 'commit of 1,000 objects, tmpfs', 'ms', 5, 7)], STORED),
+        Row('median', 'commit of 1,000 objects, tmpfs', 'ms', 5, 7)], ALL),
     Workload('writers-4', concurrent_writers, dict(processes=4, times=100), [
         Row('rate', 'commits, 4 concurrent writers, tmpfs', '/s', 3.5, 5)]),
     Workload('readers-writers', readers_beside_writers, dict(readers=8, writers=2, count=200), [
@@ -308,15 +310,15 @@ WORKLOADS = [
         Row('connect', 'connect and register 500 clients', 'ms', 1.5, 3),
         Row('memory', 'server memory with 500 idle clients', 'MB', 1)]),
     Workload('reopen-cache', cache_reopening, {}, [
-        Row('seconds', 'reopen a 20 MB cache, first load', 'ms', 3, 10)]),
+        Row('seconds', 'reopen a 20 MB cache, first load', 'ms', 3, 10)], CACHED),
     Workload('blob-64m', large_blobs, dict(size=64 * MB), [
         Row('up', 'blob upload, 64 MB, tmpfs', 'MB/s', 3, 6),
-        Row('down', 'blob download, 64 MB, tmpfs', 'MB/s', 3, 6)], SERVED),
+        Row('down', 'blob download, 64 MB, tmpfs', 'MB/s', 3, 6)]),
     Workload('blob-64m-disk', large_blobs, dict(size=64 * MB, disk=True, synced=False), [
         Row('up', 'blob upload, 64 MB, disk, --no-blob-sync', 'MB/s', 3, 6),
-        Row('down', 'blob download, 64 MB, disk', 'MB/s', 3, 6)], SERVED),
+        Row('down', 'blob download, 64 MB, disk', 'MB/s', 3, 6)]),
     Workload('blob-64m-synced', large_blobs, dict(size=64 * MB, disk=True), [
-        Row('up', 'blob upload, 64 MB, on the disk before it is answered (not ZEO)', 'MB/s', 1)], SERVED),
+        Row('up', 'blob upload, 64 MB, on the disk before it is answered (not ZEO)', 'MB/s', 1)]),
     Workload('start', server_start, {}, [
         Row('seconds', 'start the server, first load', 'ms', 2, 3)]),
 ]
