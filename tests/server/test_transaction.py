@@ -117,6 +117,17 @@ def test_the_committer_is_told_sizes_before_its_answer(served: Served, peer: Ses
     assert peer.notices('info')[-1][0]['length'] == 1
 
 
+def test_a_committer_who_sends_many_stores_at_a_time_asks_for_sizes_itself(served: Served, peer: SessionPeer) -> None:
+    peer.call('commit', 1, True, b'', b'', *packed(NEW))
+    peer.call('tpc_finish', 1)
+    peer.call('tpc_begin', 2, b'', b'', {})
+    peer.tell('stores', *packed((oid(2), z64, b'two')), 2)
+    peer.call('vote', 2)
+    peer.call('tpc_finish', 2)
+    assert peer.notices('info') == []
+    assert peer.call('get_info')['length'] == 2
+
+
 def test_everybody_else_hears_of_all_objects_once(
         served: Served, peer: SessionPeer, connect: Connect) -> None:
     other = connect(served)

@@ -111,6 +111,7 @@ class Transaction:
         # Is told what became of the transaction, at its end, if somebody has to know.
         self.tell_audit: Callable[[str], None] = _no_answer
         self._outcome = 'not committed'
+        self._tells_sizes = True  # at the end; else the client asks
         self._uploads: Uploads | None = None
         # Guards `state`, `_abort_asked` and `_abort_answers`; a leaf, held for one move.
         self._mutex = threading.Lock()
@@ -157,6 +158,7 @@ class Transaction:
         size = sum([len(record) for _, _, record in stores])
         if self.state is not State.BEGUN:
             raise StorageTransactionError(f'the transaction is {self.state.value}')
+        self._tells_sizes = False
         if self.failure is None and stores:
             self.count(overhead + size)
             self._staging.append(('stores', (stores,)), overhead - OVERHEAD + size)
@@ -417,7 +419,9 @@ class Transaction:
             served.catch_up(tid)
             answer: Frame = ()
             if message_id is not None:
-                answer = served.size_notice() + messages.reply(message_id, tid)
+                answer = messages.reply(message_id, tid)
+                if self._tells_sizes and not served.announces_itself:
+                    answer = served.size_notice() + answer
             tids.append(tid)
             try:
                 told.extend(served.publisher.publish(tid, oids, self._outbox, answer))
@@ -460,6 +464,9 @@ class Transaction:
             served.lock.release(self)
             self._outbox.deliver()  # the committer first
             deliver(told)
+        if self._tells_sizes and served.announces_itself:  # the storage asks its own server, not amid its reply
+            self._outbox.append(served.size_notice())
+            self._outbox.deliver()
 
     # ---- aborting --------------------------------------------------------------------
 

@@ -51,7 +51,8 @@ from zeo.wire.framing import frame
 #: ``stores``
 #:     ``stores(heads, records, id)``, with what `zeo.wire.stores` puts there, in place of many ``storea``; and
 #:     ``commit(id, tell_tid, user, description, heads, records)`` in place of ``tpc_begin``, stores, and
-#:     ``vote(id, tell_tid)``, which it is answered like.
+#:     ``vote(id, tell_tid)``, which it is answered like.  Who stores so is not sent ``info`` with the answer to
+#:     ``tpc_finish``: it asks, with ``get_info``, when somebody wants to know the size.
 #: ``pulse``
 #:     After the notice ``pulse()`` the server gives a sign of life, the notice ``pulse()``, every
 #:     `PULSE_INTERVAL` seconds unless it has something else to say; whatever its storages are busy with.
