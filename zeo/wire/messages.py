@@ -239,8 +239,8 @@ FromServer = tuple[int, int, str, Any]
 
 def decode_from_client(data: Payload) -> FromClient:
     """Read a client's message; raises `ProtocolError`."""
-    message = (_load_of(data) or _commit_of(data) or _whole_of(data) or _store_of(data) or _stores_of(data)
-               or _upload_of(data))
+    message = (_commit_of(data) or _whole_of(data) or _store_of(data) or _stores_of(data) or _upload_of(data)
+               or _load_of(data))
     if message is not None:
         return message
     any_id, flag, name, args = _four(pickles.load_from_client(_whole(data)))
@@ -526,12 +526,10 @@ def _rows(data: bytes, at: int, count: int, end: int) -> list[bytes] | None:
     """So many bytes objects that are pickled one after the other, from ``at`` just to ``end``."""
     rows = []
     for _ in range(count):
-        if data[at:at + 1] != b'B' or at + 5 > end:
+        if at + 5 > end or data[at] != 0x42:
             return None
         start = at + 5
         at = start + _length4_at(data, at + 1)[0]
-        if at > end:
-            return None
         rows.append(data[start:at])
     return rows if at == end else None
 
