@@ -1,5 +1,6 @@
 """One client's transaction: every state, and every way in which it may end."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -36,6 +37,7 @@ from zeo.errors import ServerException
 from zeo.server.limits import Limits
 from zeo.server.served import MOST_COMMITTED
 from zeo.server.served import Served
+from zeo.server.transaction import QUICK
 from zeo.server.transaction import State
 from zeo.wire.stores import HEAD
 from zeo.wire.stores import Batch
@@ -193,6 +195,81 @@ def test_waiting_votes_are_served_in_the_order_of_their_arrival(
         other.answer(vote)
         tids.append(other.call('tpc_finish', 1))
     assert tids == sorted(tids)
+
+
+def waiting_for(served: Served, peer: SessionPeer, other: SessionPeer, whole: bool, *stores: Store) -> int:
+    """One has voted, and the vote of the other waits; its number."""
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    if whole:
+        vote = other.ask('commit', 1, False, b'', b'', *packed(*stores))
+    else:
+        other.begin(1, *stores)
+        vote = other.ask('vote', 1)
+    assert state(other) is State.WAITING
+    return vote
+
+
+def test_who_has_finished_and_told_so_runs_the_next_vote_if_it_is_quick(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, third = connect(served), connect(served)
+    vote = waiting_for(served, peer, other, True, (oid(2), z64, b'two'))
+    ran: list[object] = []
+
+    def tpc_vote(_: Any) -> None:
+        ran.extend([threading.get_ident(), peer.told[-1][2], holder(served) == 'the client'])
+
+    monkeypatch.setattr(served.storage, 'tpc_vote', tpc_vote)
+    finished = peer.call('tpc_finish', 1)
+    assert ran == [threading.get_ident(), '.reply', True]
+    assert other.answer(vote) == [] and state(other) is State.VOTED
+    assert other.invalidations() == third.invalidations() == [(finished, [oid(1)])]
+
+
+@pytest.mark.parametrize('why', ['it is not whole', 'it is large', 'it stores much', 'a pack', 'another server'])
+def test_who_has_finished_does_not_run_a_vote_that_may_take_long(
+        served: Served, peer: SessionPeer, connect: Connect, why: str) -> None:
+    other = connect(served)
+    gate = served.storage.gates['voting']
+    served.votes_by_itself = why != 'another server'
+    stores = {'it is large': [(oid(2), z64, bytes(QUICK))],
+              'it stores much': [(oid(number), z64, b'a') for number in range(2, 300)]}.get(why, [(oid(2), z64, b'two')])
+    vote = waiting_for(served, peer, other, why != 'it is not whole', *stores)
+    with served.packing if why == 'a pack' else contextlib.nullcontext():
+        gate.shut()
+        finished = peer.call('tpc_finish', 1)
+        gate.wait_until_reached()
+        assert peer.load(oid(1))[:2] == (b'record', finished)
+        gate.open()
+        assert other.answer(vote) == []
+
+
+@pytest.mark.parametrize('where', ['in the storage', 'here'])
+def test_what_the_next_vote_raises_is_not_the_failure_of_who_has_finished(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch, where: str,
+        caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: Any) -> None:
+        raise SystemExit
+
+    other = connect(served)
+    vote = waiting_for(served, peer, other, True, (oid(2), z64, b'two'))
+    if where == 'here':
+        monkeypatch.setattr(served.lock, 'wait_for_client', fail)
+    else:
+        monkeypatch.setattr(served.storage, 'tpc_vote', fail)
+    assert peer.call('tpc_finish', 1) == served.publisher.last_tid
+    assert peer.load(oid(1))[0] == b'record'
+    if where == 'here':
+        assert 'a job failed' in caplog.text and other.answer(vote) == []
+    else:
+        with pytest.raises(ServerException):
+            other.answer(vote)
+        monkeypatch.undo()
+        assert can_commit(served, connect)
+
+
+def test_a_storage_that_has_to_ask_others_is_not_quick(serve: Serve) -> None:
+    assert serve().votes_by_itself and not serve(Announcing()).votes_by_itself
 
 
 def test_a_vote_during_a_pack_does_not_hold_up_its_client(

@@ -135,8 +135,8 @@ class Served:
         self.sessions: dict['Session', None] = {}
         self._departed = Traffic(0, 0, Histogram())
         self._register = threading.Lock()
-        # Runs the votes that had to wait for the commit lock, or may have to wait for a pack.  Since
-        # they hold the commit lock there is never more than one.
+        # Runs the votes that had to wait for the commit lock, but for quick ones, or may have to wait for a
+        # pack.  Since they hold the commit lock there is never more than one.
         self.voter = Worker(f'zeo voter {name}')
         # Transactions whose tid was told to their clients at vote, by tid, until they end.  Changed
         # by whoever has the commit lock.
@@ -148,6 +148,8 @@ class Served:
                             and IStorageRestoreable.providedBy(storage))
         # A storage that is itself a client (`ClientStorage`): the server behind it chooses, and is asked.
         self.asks_further = hasattr(storage, 'settle')
+        #: whether a small transaction is voted without another server, or the like, having a say
+        self.votes_by_itself = not self.announces_itself and self._gateway is None
         self._invalidation_age = invalidation_age
         self._helpers: set[threading.Thread] = set()
         # Whether the storage finds conflicts in a way that does not look into what a client sent.
@@ -480,10 +482,14 @@ class Worker:
             job = self._jobs.get()
             if job is None:
                 return
-            try:
-                job()
-            except BaseException:
-                logger.exception('%s: a job failed', self._thread.name)
+            self.do(job)
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Do a job now, in the calling thread, which has nothing to do with what it may raise."""
+        try:
+            job()
+        except BaseException:
+            logger.exception('%s: a job failed', self._thread.name)
 
     def close(self) -> None:
         """Do what was submitted, then end.  It need not have been started."""

@@ -493,7 +493,7 @@ class Session:
                                     size=len(record))
 
     def stores(self, heads: bytes, records: bytes, id: Any) -> None:
-        self._in_progress(id).stage_stores(unpack(heads, records))
+        self._in_progress(id).stage_stores(unpack(heads, records), len(records))
 
     def commit(self, answer: Answer, id: Any, tell_tid: bool, user: bytes, description: bytes, heads: bytes,
                records: bytes) -> None:
@@ -505,10 +505,10 @@ class Session:
         self.tpc_begin(id, user, description, {})
         transaction = self._in_progress(id)
         try:
-            transaction.stage_stores(stores)
+            transaction.stage_stores(stores, len(records))
         except (OSError, TooLarge) as error:
             transaction.fail(error)
-        transaction.vote(answer, bool(tell_tid))
+        transaction.vote(answer, bool(tell_tid), only_stores=True)
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, id: Any) -> None:
         self._in_progress(id).stage('check', _oid(oid), _tid(serial))
