@@ -30,7 +30,7 @@ Beside these, `Line`'s turn to write is only ever tried, never waited for (excep
 who sends a blob from its file, in a thread that holds nothing else), and so is the lock of the one pack in
 progress (`zeo.server.packing`).  All others are leaves, each for what stands beside it: the mutexes inside the
 commit lock, of the list of connections, of a session's jobs that go on beside it, of a line's closing, of what
-TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of how many iterators there are, of the sessions of
+TLS encrypts (`zeo.wire.tls`), of how many iterators there are, of the sessions of
 a storage, of the threads for clients, of a gateway's idle readers, and of lines that are logged seldom, with
 their hosts.  The lock for a gateway's oids is held while the database is asked for some, and nothing is taken
 under it.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.

@@ -73,7 +73,7 @@ def holder(served: Served) -> Any:
 def is_as_before(served: Served) -> bool:
     """Nobody holds or waits for anything, and nothing was stored."""
     return (served.lock.holder is None and served.lock.waiting == 0 and len(served.storage) == 0
-            and served.statistics.active_txns == 0 and not served.told)
+            and served.active_txns == 0 and not served.told)
 
 
 def can_commit(served: Served, connect: Connect) -> bool:
@@ -89,7 +89,7 @@ def test_nothing_touches_the_storage_before_vote(served: Served, peer: SessionPe
     peer.begin(1, NEW)
     assert state(peer) is State.BEGUN
     assert served.storage.calls == [] and served.lock.holder is None
-    assert served.statistics.active_txns == 1
+    assert served.active_txns == 1
 
 
 def test_a_transaction_is_voted_and_finished(served: Served, peer: SessionPeer) -> None:
@@ -101,7 +101,7 @@ def test_a_transaction_is_voted_and_finished(served: Served, peer: SessionPeer) 
     assert served.storage.lastTransaction() == finished == served.publisher.last_tid
     assert served.storage.load(oid(2))[0] == b'two'
     assert state(peer) is None and served.lock.holder is None
-    assert served.statistics.active_txns == 0
+    assert served.active_txns == 0
 
 
 def test_operations_are_replayed_in_the_order_of_their_arrival(served: Served, peer: SessionPeer) -> None:
@@ -487,7 +487,7 @@ def test_many_stores_count_as_single_ones_do(peer: SessionPeer, whole: bool) -> 
         else:
             with pytest.raises(StorageError, match='more than 5000 bytes'):
                 vote()
-    assert peer.session._served is not None and peer.session._served.statistics.active_txns == 0
+    assert peer.session._served is not None and peer.session._served.active_txns == 0
     peer.session._limits = Limits()
     peer.commit(oid(1), b'record')
 
@@ -826,7 +826,7 @@ def test_a_finish_that_fails_hangs_up_on_everybody_and_releases_the_lock(
     other.wait_for_end()
     assert other.invalidations() == []
     served.storage.finish_error = None
-    assert served.lock.holder is None and served.statistics.active_txns == 0
+    assert served.lock.holder is None and served.active_txns == 0
     late = connect(served)
     assert late.registered == served.storage.lastTransaction() > before
     assert late.call('getInvalidations', before) is None
@@ -1117,7 +1117,7 @@ def test_a_transaction_with_conflicts_may_be_aborted_or_lost(resolving: Served, 
         peer.begin(1, (oid(1), first, b'mine'))
         assert len(peer.call('vote', 1)) == 1
         end()
-        assert resolving.lock.holder is None and resolving.statistics.active_txns == 0
+        assert resolving.lock.holder is None and resolving.active_txns == 0
     assert can_commit(resolving, connect)
 
 
@@ -1326,7 +1326,7 @@ def test_the_lock_is_released_whatever_fails_at_the_end(
     transaction.tell_audit = fail
     peer.close() if end == 'close' else peer.call(end, 1)
     assert 'MemoryError' in caplog.text
-    assert state(peer) is None and served.statistics.active_txns == 0
+    assert state(peer) is None and served.active_txns == 0
     assert can_commit(served, connect)
 
 

@@ -71,19 +71,9 @@ class Statistics:
         self.aborts = 0
         self.conflicts = 0
         self.conflicts_resolved = 0
-        self.active_txns = 0
         # How long votes waited for the commit lock, and finishing took; counted under that lock.
         self.vote_wait = Histogram()
         self.finish = Histogram()
-        self._mutex = threading.Lock()  # guards `active_txns`, which goes up and down in any thread
-
-    def begun(self) -> None:
-        with self._mutex:
-            self.active_txns += 1
-
-    def ended(self) -> None:
-        with self._mutex:
-            self.active_txns -= 1
 
 
 class Traffic(NamedTuple):
@@ -191,6 +181,11 @@ class Served:
             return self._departed.plus(each.traffic for each in self.sessions)
 
     @property
+    def active_txns(self) -> int:
+        """How many transactions are in progress."""
+        return sum(each.in_transaction for each in list(self.sessions))
+
+    @property
     def read_only(self) -> bool:
         """Whether clients may not write, as far as is known: a storage behind may change its mind."""
         return self._read_only or bool(self.storage.isReadOnly())
@@ -253,7 +248,7 @@ class Served:
             'aborts': counts.aborts,
             'conflicts': counts.conflicts,
             'conflicts_resolved': counts.conflicts_resolved,
-            'active_txns': counts.active_txns,
+            'active_txns': self.active_txns,
             'connections': len(self.publisher.subscribers),
             'waiting': self.lock.waiting,
             'lock_time': self.lock.since,

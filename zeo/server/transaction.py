@@ -134,7 +134,6 @@ class Transaction:
         self._changed: dict[bytes, None] = {}  # oids, as a set in order
         self._conflicts: dict[bytes, dict[str, Any]] = {}  # by oid: for the client to resolve
         self._reported: dict[bytes, None] = {}  # oids whose stored state is not what the client sent
-        served.statistics.begun()
 
     def _move(self, before: State, after: State) -> bool:
         with self._mutex:
@@ -294,7 +293,9 @@ class Transaction:
             asked = self._abort_asked
             again = bool(conflicts) and not asked
             self.state = State.BEGUN if again else State.ENDED
-        if not again:
+        if again:
+            self._changed, self._conflicts, self._reported = {}, {}, {}
+        else:
             self._end()
         self._release()
         if asked:
@@ -308,9 +309,6 @@ class Transaction:
     def _replay(self) -> bytes | None:
         """Do what was staged; returns the transaction's tid if it was chosen by the client or here."""
         storage = self._served.storage
-        self._changed.clear()
-        self._conflicts.clear()
-        self._reported.clear()
         tid = self._tid
         if tid is not None:
             last_tid = storage.lastTransaction()
@@ -567,7 +565,6 @@ class Transaction:
                 self._uploads.close()
         except Exception:
             logger.exception('%s: something may be left of a transaction', self.client)
-        self._served.statistics.ended()
         if self._told is not None:  # only then: who has the commit lock may be changing these
             self._served.told.pop(self._told, None)
         if self._tell_tid:
