@@ -6,7 +6,6 @@ There is one `Served` for each storage *object*, however many names it is served
 import contextlib
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +24,7 @@ from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import Unsupported
-from ZODB.utils import newTid
 from ZODB.utils import maxtid
-from ZODB.utils import u64
 from ZODB.utils import z64
 from zope.interface import providedBy
 
@@ -41,6 +38,7 @@ from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
 from zeo.server.seldom import SeldomEach
+from zeo.server.tids import Tids
 from zeo.wire import messages
 from zeo.wire.framing import Frame
 from zeo.wire.records import references
@@ -133,7 +131,7 @@ class Served:
         self.told: dict[bytes, 'Transaction'] = {}
         # The tids of the latest of them that were committed; a pack may remove them from the storage.
         self.committed: dict[bytes, None] = {}
-        self._last_chosen: bytes = z64
+        self._tids = Tids()
         self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
                             and IStorageRestoreable.providedBy(storage))
         # A storage that is itself a client (`ClientStorage`): the server behind it chooses, and is asked.
@@ -333,15 +331,7 @@ class Served:
             self._gateway.promise(meta)
         if not self._can_choose:
             return None
-        last_tid = self.storage.lastTransaction() or z64
-        after = max(last_tid, self._last_chosen)
-        chosen: bytes = newTid(after)
-        if self._last_chosen == z64 and u64(chosen) == u64(after) + 1:
-            # The clock is behind the storage, and a server before this one, which was killed, may have chosen
-            # the same for a transaction that is not committed.
-            chosen = chosen[:4] + random.randint(int.from_bytes(chosen[4:], 'big'), 2**32 - 1).to_bytes(4, 'big')
-        self._last_chosen = chosen
-        return chosen
+        return self._tids.choose(self.storage.lastTransaction() or z64)
 
     def remember(self, tid: bytes) -> None:
         """It is committed.  With the commit lock."""
