@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -130,7 +131,7 @@ class Served:
         # by whoever has the commit lock.
         self.told: dict[bytes, 'Transaction'] = {}
         # The tids of the latest of them that were committed; a pack may remove them from the storage.
-        self.committed: dict[bytes, None] = {}
+        self.committed: deque[bytes] = deque(maxlen=MOST_COMMITTED)
         self._tids = Tids()
         self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
                             and IStorageRestoreable.providedBy(storage))
@@ -332,12 +333,6 @@ class Served:
         if not self._can_choose:
             return None
         return self._tids.choose(self.storage.lastTransaction() or z64)
-
-    def remember(self, tid: bytes) -> None:
-        """It is committed.  With the commit lock."""
-        if len(self.committed) >= MOST_COMMITTED:
-            del self.committed[next(iter(self.committed))]
-        self.committed[tid] = None
 
     def receipt(self, meta: Any, tid: bytes | None) -> bytes | None:
         """What is told at vote, to be given to `settle`: the tid if it is known, else what finds it."""

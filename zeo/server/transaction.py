@@ -457,7 +457,7 @@ class Transaction:
                 publish(served.storage.lastTransaction() if tid is None else tid)
             served.statistics.commits += 1
             if self._told is not None:
-                served.remember(self._told)
+                served.committed.append(self._told)
             self._outcome = f'committed as {tids[0].hex()}'
             served.statistics.finish.observe(time.perf_counter() - begin)
         except Unreachable:  # a gateway will find it, if it is committed, and announce it; its client has to ask
