@@ -23,7 +23,7 @@ class Waiter(Protocol):
         """
 
     def go_on(self, here: bool = False) -> None:
-        """Do what you wanted the lock for, if ``here`` in the calling thread as far as that may wait for it."""
+        """Do what you wanted the lock for.  If it is quick, and ``here``, the calling thread has time for it."""
 
     def expired(self) -> None:
         """Your client has let you wait longer than the limit.  Called by the lock's own thread."""
@@ -90,7 +90,10 @@ class CommitLock:
                     self._wake.notify()
 
     def release(self, holder: Waiter) -> Waiter | None:
-        """Give the lock back; it goes to the first in the queue who still wants it, whom the caller lets `Waiter.go_on`."""
+        """Give the lock back; it goes to the first in the queue who still wants it.
+
+        The caller has to let that one go on (`Waiter.go_on`), which is returned.
+        """
         while True:
             with self._mutex:
                 assert self._holder is holder, 'the lock is released by who holds it'
