@@ -30,6 +30,7 @@ from zope.interface.verify import verifyObject
 from tests.client.conftest import Calls
 from tests.client.conftest import calls
 from tests.client.conftest import host
+from tests.client.peer import INFO
 from tests.client.peer import PATIENCE
 from tests.client.peer import Host
 from tests.client.peer import Peer
@@ -192,10 +193,35 @@ def test_only_what_the_served_storage_provides_is_declared(storage: MakeStorage)
 
 def test_what_the_server_says_about_the_storage_is_passed_on(storage: MakeStorage, host: Host) -> None:
     one, peer = storage(info={'length': 8, 'size': 99, 'supportsUndo': True}, name='mine')
-    assert (len(one), one.getSize(), one.supportsUndo(), bool(one)) == (8, 99, True, True)
+    assert (one.supportsUndo(), bool(one)) == (True, True)
     assert one.getName() == 'mine (connected)'
     assert str(host.address[1]) in one.sortKey()
     assert not one.isReadOnly()
+
+
+@pytest.mark.parametrize('method, key', [('__len__', 'length'), ('getSize', 'size')])
+def test_the_server_is_asked_for_sizes_and_what_it_said_last_holds_without_it(
+        storage: MakeStorage, calls: Calls, method: str, key: str) -> None:
+    one, peer = storage(info={key: 8})
+    size = getattr(one, method)
+    asking = calls.start(size)
+    peer.answer(peer.read('get_info'), INFO | {key: 9})
+    assert asking() == 9
+    asking = calls.start(size)
+    peer.read('get_info')
+    peer.close()
+    assert asking() == size() == 9
+
+
+def test_sizes_are_not_asked_for_in_the_callback_of_a_commit(
+        storage: MakeStorage, calls: Calls) -> None:
+    one, peer = storage(info={'length': 8, 'size': 99})
+    txn = voted(one, peer, calls, oid(1))
+    told: list[int] = []
+    finishing = calls.start(one.tpc_finish, txn, lambda _: told.extend([len(one), one.getSize()]))
+    peer.answer(peer.read('tpc_finish'), tid(6))
+    assert finishing() == tid(6)
+    assert told == [8, 99]
 
 
 def test_read_only_and_its_fallback_exclude_each_other() -> None:

@@ -722,7 +722,7 @@ def test_close_aborts_what_is_voted_and_cancels_what_waits_before_the_storage_is
     assert kept.calls[:2] == ['tpc_begin', 'tpc_vote']
     assert kept.calls[-2:] == ['tpc_abort', 'close']
     assert kept.calls.count('tpc_finish') == 0
-    assert server.storages['1'].statistics.active_txns == 0
+    assert server.storages['1'].active_txns == 0
 
 
 def test_clients_that_do_not_read_hold_up_the_end_only_once(

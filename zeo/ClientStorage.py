@@ -289,12 +289,22 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return f'{self._storage}:{self._server_address}'
 
     def getSize(self) -> int:
-        size: int = self._info.get('size', 0)
+        """In bytes, as the server says now; without a connection, as it said last."""
+        size: int = self._asked_again().get('size', 0)
         return size
 
     def __len__(self) -> int:
-        length: int = self._info.get('length', 0)
+        """The number of objects; the same holds for it."""
+        length: int = self._asked_again().get('length', 0)
         return length
+
+    def _asked_again(self) -> dict[str, Any]:
+        """What the server says, or has said last if it cannot be asked: without a connection, or inside a call."""
+        link = self._supervisor.link
+        if link is not None and not link.channel.is_inside():
+            with contextlib.suppress(ClientDisconnected, ProtocolError):
+                link.channel.call('get_info', (), lambda _, info: link.info.update(info))
+        return self._info
 
     def __bool__(self) -> bool:
         return True  # an empty storage is a storage

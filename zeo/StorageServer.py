@@ -8,7 +8,7 @@ Threads of a server process, each named for what it does:
   is a ``zeo spare`` for some seconds, and may serve the next one (`zeo.server.threads`);
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
 - ``zeo pulse``: one, tells clients that the server lives (`zeo.server.pulse`);
-- ``zeo voter STORAGE``: one for each storage, runs votes that had to wait (`zeo.server.served`);
+- ``zeo voter STORAGE``: one for each storage, runs votes that had to wait and are not quick (`zeo.server.served`);
 - ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
 - ``zeo poller STORAGE``: one for each storage that other servers write to, too: looks for what they do
   (`zeo.server.gateway`);
@@ -30,7 +30,7 @@ Beside these, `Line`'s turn to write is only ever tried, never waited for (excep
 who sends a blob from its file, in a thread that holds nothing else), and so is the lock of the one pack in
 progress (`zeo.server.packing`).  All others are leaves, each for what stands beside it: the mutexes inside the
 commit lock, of the list of connections, of a session's jobs that go on beside it, of a line's closing, of what
-TLS encrypts (`zeo.wire.tls`), of a count in the statistics, of how many iterators there are, of the sessions of
+TLS encrypts (`zeo.wire.tls`), of how many iterators there are, of the sessions of
 a storage, of the threads for clients, of a gateway's idle readers, and of lines that are logged seldom, with
 their hosts.  The lock for a gateway's oids is held while the database is asked for some, and nothing is taken
 under it.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.

@@ -356,7 +356,7 @@ def test_a_whole_transaction_that_would_damage_the_storage_is_refused_and_not_be
         served: Served, peer: SessionPeer, user: Any, heads: Any, records: Any) -> None:
     with pytest.raises((TypeError, ServerException)):
         peer.call('commit', 1, True, user, b'', heads, records)
-    assert served.storage.calls == [] and served.statistics.active_txns == 0
+    assert served.storage.calls == [] and served.active_txns == 0
     peer.commit(oid(1), b'record')
 
 

@@ -1,5 +1,6 @@
 """One client's transaction: every state, and every way in which it may end."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -36,6 +37,7 @@ from zeo.errors import ServerException
 from zeo.server.limits import Limits
 from zeo.server.served import MOST_COMMITTED
 from zeo.server.served import Served
+from zeo.server.transaction import QUICK
 from zeo.server.transaction import State
 from zeo.wire.stores import HEAD
 from zeo.wire.stores import Batch
@@ -71,7 +73,7 @@ def holder(served: Served) -> Any:
 def is_as_before(served: Served) -> bool:
     """Nobody holds or waits for anything, and nothing was stored."""
     return (served.lock.holder is None and served.lock.waiting == 0 and len(served.storage) == 0
-            and served.statistics.active_txns == 0 and not served.told)
+            and served.active_txns == 0 and not served.told)
 
 
 def can_commit(served: Served, connect: Connect) -> bool:
@@ -87,7 +89,7 @@ def test_nothing_touches_the_storage_before_vote(served: Served, peer: SessionPe
     peer.begin(1, NEW)
     assert state(peer) is State.BEGUN
     assert served.storage.calls == [] and served.lock.holder is None
-    assert served.statistics.active_txns == 1
+    assert served.active_txns == 1
 
 
 def test_a_transaction_is_voted_and_finished(served: Served, peer: SessionPeer) -> None:
@@ -99,7 +101,7 @@ def test_a_transaction_is_voted_and_finished(served: Served, peer: SessionPeer) 
     assert served.storage.lastTransaction() == finished == served.publisher.last_tid
     assert served.storage.load(oid(2))[0] == b'two'
     assert state(peer) is None and served.lock.holder is None
-    assert served.statistics.active_txns == 0
+    assert served.active_txns == 0
 
 
 def test_operations_are_replayed_in_the_order_of_their_arrival(served: Served, peer: SessionPeer) -> None:
@@ -115,6 +117,17 @@ def test_the_committer_is_told_sizes_before_its_answer(served: Served, peer: Ses
     peer.call('tpc_finish', 1)
     assert [message[2] for message in peer.told[-2:]] == ['info', '.reply']
     assert peer.notices('info')[-1][0]['length'] == 1
+
+
+def test_a_committer_who_sends_many_stores_at_a_time_asks_for_sizes_itself(served: Served, peer: SessionPeer) -> None:
+    peer.call('commit', 1, True, b'', b'', *packed(NEW))
+    peer.call('tpc_finish', 1)
+    peer.call('tpc_begin', 2, b'', b'', {})
+    peer.tell('stores', *packed((oid(2), z64, b'two')), 2)
+    peer.call('vote', 2)
+    peer.call('tpc_finish', 2)
+    assert peer.notices('info') == []
+    assert peer.call('get_info')['length'] == 2
 
 
 def test_everybody_else_hears_of_all_objects_once(
@@ -182,6 +195,81 @@ def test_waiting_votes_are_served_in_the_order_of_their_arrival(
         other.answer(vote)
         tids.append(other.call('tpc_finish', 1))
     assert tids == sorted(tids)
+
+
+def waiting_for(served: Served, peer: SessionPeer, other: SessionPeer, whole: bool, *stores: Store) -> int:
+    """One has voted, and the vote of the other waits; its number."""
+    peer.begin(1, NEW)
+    peer.call('vote', 1)
+    if whole:
+        vote = other.ask('commit', 1, False, b'', b'', *packed(*stores))
+    else:
+        other.begin(1, *stores)
+        vote = other.ask('vote', 1)
+    assert state(other) is State.WAITING
+    return vote
+
+
+def test_who_has_finished_and_told_so_runs_the_next_vote_if_it_is_quick(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, third = connect(served), connect(served)
+    vote = waiting_for(served, peer, other, True, (oid(2), z64, b'two'))
+    ran: list[object] = []
+
+    def tpc_vote(_: Any) -> None:
+        ran.extend([threading.get_ident(), peer.told[-1][2], holder(served) == 'the client'])
+
+    monkeypatch.setattr(served.storage, 'tpc_vote', tpc_vote)
+    finished = peer.call('tpc_finish', 1)
+    assert ran == [threading.get_ident(), '.reply', True]
+    assert other.answer(vote) == [] and state(other) is State.VOTED
+    assert other.invalidations() == third.invalidations() == [(finished, [oid(1)])]
+
+
+@pytest.mark.parametrize('why', ['it is not whole', 'it is large', 'it stores much', 'a pack', 'another server'])
+def test_who_has_finished_does_not_run_a_vote_that_may_take_long(
+        served: Served, peer: SessionPeer, connect: Connect, why: str) -> None:
+    other = connect(served)
+    gate = served.storage.gates['voting']
+    served.votes_by_itself = why != 'another server'
+    stores = {'it is large': [(oid(2), z64, bytes(QUICK))],
+              'it stores much': [(oid(number), z64, b'a') for number in range(2, 300)]}.get(why, [(oid(2), z64, b'two')])
+    vote = waiting_for(served, peer, other, why != 'it is not whole', *stores)
+    with served.packing if why == 'a pack' else contextlib.nullcontext():
+        gate.shut()
+        finished = peer.call('tpc_finish', 1)
+        gate.wait_until_reached()
+        assert peer.load(oid(1))[:2] == (b'record', finished)
+        gate.open()
+        assert other.answer(vote) == []
+
+
+@pytest.mark.parametrize('where', ['in the storage', 'here'])
+def test_what_the_next_vote_raises_is_not_the_failure_of_who_has_finished(
+        served: Served, peer: SessionPeer, connect: Connect, monkeypatch: pytest.MonkeyPatch, where: str,
+        caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: Any) -> None:
+        raise SystemExit
+
+    other = connect(served)
+    vote = waiting_for(served, peer, other, True, (oid(2), z64, b'two'))
+    if where == 'here':
+        monkeypatch.setattr(served.lock, 'wait_for_client', fail)
+    else:
+        monkeypatch.setattr(served.storage, 'tpc_vote', fail)
+    assert peer.call('tpc_finish', 1) == served.publisher.last_tid
+    assert peer.load(oid(1))[0] == b'record'
+    if where == 'here':
+        assert 'a job failed' in caplog.text and other.answer(vote) == []
+    else:
+        with pytest.raises(ServerException):
+            other.answer(vote)
+        monkeypatch.undo()
+        assert can_commit(served, connect)
+
+
+def test_a_storage_that_has_to_ask_others_is_not_quick(serve: Serve) -> None:
+    assert serve().votes_by_itself and not serve(Announcing()).votes_by_itself
 
 
 def test_a_vote_during_a_pack_does_not_hold_up_its_client(
@@ -399,7 +487,7 @@ def test_many_stores_count_as_single_ones_do(peer: SessionPeer, whole: bool) -> 
         else:
             with pytest.raises(StorageError, match='more than 5000 bytes'):
                 vote()
-    assert peer.session._served is not None and peer.session._served.statistics.active_txns == 0
+    assert peer.session._served is not None and peer.session._served.active_txns == 0
     peer.session._limits = Limits()
     peer.commit(oid(1), b'record')
 
@@ -738,7 +826,7 @@ def test_a_finish_that_fails_hangs_up_on_everybody_and_releases_the_lock(
     other.wait_for_end()
     assert other.invalidations() == []
     served.storage.finish_error = None
-    assert served.lock.holder is None and served.statistics.active_txns == 0
+    assert served.lock.holder is None and served.active_txns == 0
     late = connect(served)
     assert late.registered == served.storage.lastTransaction() > before
     assert late.call('getInvalidations', before) is None
@@ -1029,7 +1117,7 @@ def test_a_transaction_with_conflicts_may_be_aborted_or_lost(resolving: Served, 
         peer.begin(1, (oid(1), first, b'mine'))
         assert len(peer.call('vote', 1)) == 1
         end()
-        assert resolving.lock.holder is None and resolving.statistics.active_txns == 0
+        assert resolving.lock.holder is None and resolving.active_txns == 0
     assert can_commit(resolving, connect)
 
 
@@ -1238,7 +1326,7 @@ def test_the_lock_is_released_whatever_fails_at_the_end(
     transaction.tell_audit = fail
     peer.close() if end == 'close' else peer.call(end, 1)
     assert 'MemoryError' in caplog.text
-    assert state(peer) is None and served.statistics.active_txns == 0
+    assert state(peer) is None and served.active_txns == 0
     assert can_commit(served, connect)
 
 
@@ -1295,7 +1383,11 @@ def test_a_transaction_that_was_packed_away_is_committed_all_the_same(
     assert connect(served).call('settle', p64(u64(served.publisher.last_tid) + 1), 7) is False
 
 
-def test_of_what_was_committed_so_much_is_remembered(served: Served) -> None:
-    for number in range(MOST_COMMITTED + 5):
-        served.remember(tid(number))
-    assert len(served.committed) == MOST_COMMITTED and tid(5) in served.committed and tid(4) not in served.committed
+def test_of_what_was_committed_so_much_is_remembered(filed: SessionPeer) -> None:
+    served = filed.session._served
+    assert served is not None and served.committed.maxlen == MOST_COMMITTED
+    told = []
+    for number in range(2):
+        told.append(filed.call('commit', number, True, b'', b'', *packed((oid(number), z64, b'record')))[1])
+        filed.call('tpc_finish', number)
+    assert list(served.committed) == told

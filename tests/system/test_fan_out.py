@@ -61,6 +61,16 @@ def databases(clients: dict[str, Any]) -> Iterator[dict[str, ZODB.DB]]:
         database.close()
 
 
+@pytest.mark.parametrize('kind', ['zeo', 'ZEO'])
+def test_whoever_commits_knows_how_large_the_storage_is(tower: dict[str, Server], open_client: Open, kind: str) -> None:
+    main, near = open_client('zeo', tower['main']), open_client(kind, tower['near'])
+    for _ in range(2):
+        before = main.getSize()
+        store(near, near.new_oid(), z64, b'record')
+        until(lambda: (len(near), near.getSize()) == (len(main), main.getSize()), 'the sizes are known')
+        assert main.getSize() > before
+
+
 def all_hear_of(clients: dict[str, Any], tid: bytes) -> None:
     for client in clients.values():
         hears_of(client, tid)

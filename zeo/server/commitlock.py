@@ -22,6 +22,9 @@ class Waiter(Protocol):
         Called by the thread that released the lock, with no mutex held; it must not wait.
         """
 
+    def go_on(self, here: bool = False) -> None:
+        """Do what you wanted the lock for.  If it is quick, and ``here``, the calling thread has time for it."""
+
     def expired(self) -> None:
         """Your client has let you wait longer than the limit.  Called by the lock's own thread."""
 
@@ -86,19 +89,22 @@ class CommitLock:
                     self._resting = False
                     self._wake.notify()
 
-    def release(self, holder: Waiter) -> None:
-        """Give the lock back; it goes to the first in the queue who still wants it."""
+    def release(self, holder: Waiter) -> Waiter | None:
+        """Give the lock back; it goes to the first in the queue who still wants it.
+
+        The caller has to let that one go on (`Waiter.go_on`), which is returned.
+        """
         while True:
             with self._mutex:
                 assert self._holder is holder, 'the lock is released by who holds it'
                 self._holder = None
                 self._since = None
                 if not self._queue:
-                    return
+                    return None
                 holder = self._queue.popleft()
                 self._grant(holder)
             if holder.granted():
-                return
+                return holder
 
     def _grant(self, waiter: Waiter) -> None:
         self._holder = waiter

@@ -6,9 +6,9 @@ There is one `Served` for each storage *object*, however many names it is served
 import contextlib
 import logging
 import queue
-import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -25,9 +25,7 @@ from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import POSKeyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import Unsupported
-from ZODB.utils import newTid
 from ZODB.utils import maxtid
-from ZODB.utils import u64
 from ZODB.utils import z64
 from zope.interface import providedBy
 
@@ -41,6 +39,7 @@ from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
 from zeo.server.seldom import SeldomEach
+from zeo.server.tids import Tids
 from zeo.wire import messages
 from zeo.wire.framing import Frame
 from zeo.wire.records import references
@@ -71,19 +70,9 @@ class Statistics:
         self.aborts = 0
         self.conflicts = 0
         self.conflicts_resolved = 0
-        self.active_txns = 0
         # How long votes waited for the commit lock, and finishing took; counted under that lock.
         self.vote_wait = Histogram()
         self.finish = Histogram()
-        self._mutex = threading.Lock()  # guards `active_txns`, which goes up and down in any thread
-
-    def begun(self) -> None:
-        with self._mutex:
-            self.active_txns += 1
-
-    def ended(self) -> None:
-        with self._mutex:
-            self.active_txns -= 1
 
 
 class Traffic(NamedTuple):
@@ -135,19 +124,21 @@ class Served:
         self.sessions: dict['Session', None] = {}
         self._departed = Traffic(0, 0, Histogram())
         self._register = threading.Lock()
-        # Runs the votes that had to wait for the commit lock, or may have to wait for a pack.  Since
-        # they hold the commit lock there is never more than one.
+        # Runs the votes that had to wait for the commit lock, but for quick ones, or may have to wait for a
+        # pack.  Since they hold the commit lock there is never more than one.
         self.voter = Worker(f'zeo voter {name}')
         # Transactions whose tid was told to their clients at vote, by tid, until they end.  Changed
         # by whoever has the commit lock.
         self.told: dict[bytes, 'Transaction'] = {}
         # The tids of the latest of them that were committed; a pack may remove them from the storage.
-        self.committed: dict[bytes, None] = {}
-        self._last_chosen: bytes = z64
+        self.committed: deque[bytes] = deque(maxlen=MOST_COMMITTED)
+        self._tids = Tids()
         self._can_choose = (not self.announces_itself and hasattr(storage, 'iterator')
                             and IStorageRestoreable.providedBy(storage))
         # A storage that is itself a client (`ClientStorage`): the server behind it chooses, and is asked.
         self.asks_further = hasattr(storage, 'settle')
+        #: whether a small transaction is voted without another server, or the like, having a say
+        self.votes_by_itself = not self.announces_itself and self._gateway is None
         self._invalidation_age = invalidation_age
         self._helpers: set[threading.Thread] = set()
         # Whether the storage finds conflicts in a way that does not look into what a client sent.
@@ -187,6 +178,11 @@ class Served:
         """Of all sessions, also those that have left; never less than before."""
         with self._register:
             return self._departed.plus(each.traffic for each in self.sessions)
+
+    @property
+    def active_txns(self) -> int:
+        """How many transactions are in progress."""
+        return sum(each.in_transaction for each in list(self.sessions))
 
     @property
     def read_only(self) -> bool:
@@ -251,7 +247,7 @@ class Served:
             'aborts': counts.aborts,
             'conflicts': counts.conflicts,
             'conflicts_resolved': counts.conflicts_resolved,
-            'active_txns': counts.active_txns,
+            'active_txns': self.active_txns,
             'connections': len(self.publisher.subscribers),
             'waiting': self.lock.waiting,
             'lock_time': self.lock.since,
@@ -336,21 +332,7 @@ class Served:
             self._gateway.promise(meta)
         if not self._can_choose:
             return None
-        last_tid = self.storage.lastTransaction() or z64
-        after = max(last_tid, self._last_chosen)
-        chosen: bytes = newTid(after)
-        if self._last_chosen == z64 and u64(chosen) == u64(after) + 1:
-            # The clock is behind the storage, and a server before this one, which was killed, may have chosen
-            # the same for a transaction that is not committed.
-            chosen = chosen[:4] + random.randint(int.from_bytes(chosen[4:], 'big'), 2**32 - 1).to_bytes(4, 'big')
-        self._last_chosen = chosen
-        return chosen
-
-    def remember(self, tid: bytes) -> None:
-        """It is committed.  With the commit lock."""
-        if len(self.committed) >= MOST_COMMITTED:
-            del self.committed[next(iter(self.committed))]
-        self.committed[tid] = None
+        return self._tids.choose(self.storage.lastTransaction() or z64)
 
     def receipt(self, meta: Any, tid: bytes | None) -> bytes | None:
         """What is told at vote, to be given to `settle`: the tid if it is known, else what finds it."""
@@ -480,10 +462,14 @@ class Worker:
             job = self._jobs.get()
             if job is None:
                 return
-            try:
-                job()
-            except BaseException:
-                logger.exception('%s: a job failed', self._thread.name)
+            self.do(job)
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Do a job now, in the calling thread, which has nothing to do with what it may raise."""
+        try:
+            job()
+        except BaseException:
+            logger.exception('%s: a job failed', self._thread.name)
 
     def close(self) -> None:
         """Do what was submitted, then end.  It need not have been started."""

@@ -168,13 +168,6 @@ class Session:
         self._size = len(payload)
         if self.outbox.backlog > ROOM and not oneway:
             self._wait_unless_it_ends(name, args)
-        if name == 'loadBefore' and self._served is not None and not oneway:
-            try:
-                oid, tid = args
-                self._load(message_id, _oid(oid), _tid(tid))
-            except Exception as error:
-                self._failed(message_id, name, error)
-            return
         method = METHODS.get(name)
         if method is None or (self._served is None) != (name == 'register'):
             raise ProtocolError(f'{name[:100]!r} cannot be called now' if method else
@@ -192,6 +185,8 @@ class Session:
                 getattr(self, name)(answer, *args)
             elif name == 'tpc_finish':
                 self._finish(None if oneway else message_id, *args)
+            elif name == 'loadBefore' and not oneway:
+                self._load(message_id, _oid(args[0]), _tid(args[1]))
             else:
                 result = getattr(self, name)(*args)
                 if not oneway:
@@ -470,10 +465,21 @@ class Session:
         if status not in (' ', 'p'):
             # A FileStorage takes others for signs of damage, and loses what comes after them.
             raise ValueError('the status of a transaction is a space, or p if it is packed')
+        self._begin(id, user, description, extension, tid, status)
+
+    def _begin(self, id: Any, user: bytes, description: bytes, extension: dict[Any, Any],
+               tid: bytes | None = None, status: str = ' ') -> Transaction:
         assert self._served is not None
-        self._transaction = Transaction(
+        self._transaction = transaction = Transaction(
             self._served, self.outbox, id, _bytes(user), _bytes(description), extension, tid, status,
             on_expired=self._hang_up, client=self.client, most=self._limits.max_transaction)
+        return transaction
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is in progress; any thread."""
+        transaction = self._transaction
+        return transaction is not None and not transaction.ended
 
     def _current(self) -> Transaction | None:
         """The transaction in progress."""
@@ -493,7 +499,7 @@ class Session:
                                     size=len(record))
 
     def stores(self, heads: bytes, records: bytes, id: Any) -> None:
-        self._in_progress(id).stage_stores(unpack(heads, records))
+        self._in_progress(id).stage_stores(unpack(heads, records), len(records))
 
     def commit(self, answer: Answer, id: Any, tell_tid: bool, user: bytes, description: bytes, heads: bytes,
                records: bytes) -> None:
@@ -502,13 +508,12 @@ class Session:
         if current is not None:
             raise StorageTransactionError(current.id, id)
         stores = unpack(heads, records)
-        self.tpc_begin(id, user, description, {})
-        transaction = self._in_progress(id)
+        transaction = self._begin(id, user, description, {})
         try:
-            transaction.stage_stores(stores)
+            transaction.stage_stores(stores, len(records))
         except (OSError, TooLarge) as error:
             transaction.fail(error)
-        transaction.vote(answer, bool(tell_tid))
+        transaction.vote(answer, bool(tell_tid), only_stores=True)
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, id: Any) -> None:
         self._in_progress(id).stage('check', _oid(oid), _tid(serial))

@@ -1,7 +1,8 @@
 """One client's transaction, from ``tpc_begin`` to its end, whoever ends it.
 
 Until ``vote`` everything is staged and the storage is not touched.  A vote takes the commit lock, for
-which it may have to wait; it keeps it until the transaction is finished or aborted.  Finish, abort,
+which it may have to wait; it keeps it until the transaction is finished or aborted.  A quick vote that had to
+wait is run by the thread that finished the transaction before.  Finish, abort,
 time-out and disconnection *claim* the transaction by moving its state, in one step; who comes second
 does nothing.
 
@@ -52,6 +53,9 @@ from zeo.wire.stores import Store
 
 logger = logging.getLogger(__name__)
 
+#: Stores that count as so many bytes are voted in a millisecond or less.
+QUICK = 64 * 1024
+
 #: Appends the reply to a request: called with a result, or with ``error=``.
 Answer = Callable[..., None]
 
@@ -88,7 +92,7 @@ def log_failure(served: Served, client: str, what: str, error: BaseException) ->
 class Transaction:
     """A transaction in progress; a `zeo.server.commitlock.Waiter`.
 
-    ``id`` is the client's name for it.  The session's thread calls the methods, except `granted`,
+    ``id`` is the client's name for it.  The session's thread calls the methods, except `granted`, `go_on`,
     `expired` and `abandon`, which any thread may call.  ``on_expired`` ends the connection.  ``most`` is how
     many bytes it may have.
     """
@@ -111,6 +115,7 @@ class Transaction:
         # Is told what became of the transaction, at its end, if somebody has to know.
         self.tell_audit: Callable[[str], None] = _no_answer
         self._outcome = 'not committed'
+        self._tells_sizes = True  # at the end; else the client asks
         self._uploads: Uploads | None = None
         # Guards `state`, `_abort_asked` and `_abort_answers`; a leaf, held for one move.
         self._mutex = threading.Lock()
@@ -121,6 +126,7 @@ class Transaction:
         # The following belong to whoever votes, then to whoever has claimed the transaction.
         self._vote_answer: Answer = _no_answer
         self._tell_tid = False
+        self._quick = False  # the vote may be run by another session's thread
         self._told: bytes | None = None  # the tid that was told
         self._asked_at = 0.0  # time.perf_counter() of the vote
         self._settled = threading.Lock()  # released at the end if the client knows the tid
@@ -128,7 +134,6 @@ class Transaction:
         self._changed: dict[bytes, None] = {}  # oids, as a set in order
         self._conflicts: dict[bytes, dict[str, Any]] = {}  # by oid: for the client to resolve
         self._reported: dict[bytes, None] = {}  # oids whose stored state is not what the client sent
-        served.statistics.begun()
 
     def _move(self, before: State, after: State) -> bool:
         with self._mutex:
@@ -151,12 +156,12 @@ class Transaction:
             self.count(OVERHEAD + size)
             self._staging.append((operation, args), size)
 
-    def stage_stores(self, stores: Sequence[Store]) -> None:
-        """The same with many stores."""
+    def stage_stores(self, stores: Sequence[Store], size: int) -> None:
+        """The same with many stores, whose records have so many bytes together."""
         overhead = OVERHEAD * len(stores)
-        size = sum([len(record) for _, _, record in stores])
         if self.state is not State.BEGUN:
             raise StorageTransactionError(f'the transaction is {self.state.value}')
+        self._tells_sizes = False
         if self.failure is None and stores:
             self.count(overhead + size)
             self._staging.append(('stores', (stores,)), overhead - OVERHEAD + size)
@@ -199,12 +204,13 @@ class Transaction:
 
     # ---- voting -------------------------------------------------------------------
 
-    def vote(self, answer: Answer, tell_tid: bool = False) -> None:
+    def vote(self, answer: Answer, tell_tid: bool = False, only_stores: bool = False) -> None:
         """Take the commit lock, replay what was staged, let the storage vote; the answer may come later.
 
         Raises `StorageTransactionError`, without harm, if it is voting already; what was given to
         `fail`, and the transaction has ended.  With ``tell_tid`` the answer to a successful vote is a pair: the usual answer, and the tid that
-        the transaction will have, or None if the storage chooses it later.
+        the transaction will have, or None if the storage chooses it later.  With ``only_stores``
+        there is nothing else to be done; if these are few, that may happen on the thread of another session.
         """
         self._asked_at = time.perf_counter()
         if not self._move(State.BEGUN, State.WAITING):
@@ -214,21 +220,33 @@ class Transaction:
             raise self.failure
         self._vote_answer = answer
         self._tell_tid = tell_tid
+        self._quick = only_stores and self._size <= QUICK and self._served.votes_by_itself
         if not self._served.lock.acquire(self):
             return
-        if not self._move(State.WAITING, State.VOTING):
-            self._served.lock.release(self)
+        if not self.granted():
+            self._release()
         elif self._served.packing.locked():
-            self._served.voter.submit(self._vote)  # the storage may have to wait for the pack
+            self.go_on()
         else:
             self._vote()
 
     def granted(self) -> bool:
         """The commit lock is ours, unless this transaction has ended meanwhile."""
-        if not self._move(State.WAITING, State.VOTING):
-            return False
-        self._served.voter.submit(self._vote)
-        return True
+        return self._move(State.WAITING, State.VOTING)
+
+    def go_on(self, here: bool = False) -> None:
+        """Vote; if ``here``, and that is quick, before this returns."""
+        served = self._served
+        if here and self._quick and not served.packing.locked():  # else the storage may have to wait for the pack
+            served.voter.do(self._vote)
+        else:
+            served.voter.submit(self._vote)
+
+    def _release(self) -> None:
+        """Give the commit lock back, and let who has it now go on."""
+        successor = self._served.lock.release(self)
+        if successor is not None:
+            successor.go_on()
 
     def _vote(self) -> None:
         """In the thread that votes, state VOTING, with the commit lock."""
@@ -275,9 +293,11 @@ class Transaction:
             asked = self._abort_asked
             again = bool(conflicts) and not asked
             self.state = State.BEGUN if again else State.ENDED
-        if not again:
+        if again:
+            self._changed, self._conflicts, self._reported = {}, {}, {}
+        else:
             self._end()
-        self._served.lock.release(self)
+        self._release()
         if asked:
             self._answer_aborts()
         elif error is not None:
@@ -289,9 +309,6 @@ class Transaction:
     def _replay(self) -> bytes | None:
         """Do what was staged; returns the transaction's tid if it was chosen by the client or here."""
         storage = self._served.storage
-        self._changed.clear()
-        self._conflicts.clear()
-        self._reported.clear()
         tid = self._tid
         if tid is not None:
             last_tid = storage.lastTransaction()
@@ -417,7 +434,9 @@ class Transaction:
             served.catch_up(tid)
             answer: Frame = ()
             if message_id is not None:
-                answer = served.size_notice() + messages.reply(message_id, tid)
+                answer = messages.reply(message_id, tid)
+                if self._tells_sizes and not served.announces_itself:
+                    answer = served.size_notice() + answer
             tids.append(tid)
             try:
                 told.extend(served.publisher.publish(tid, oids, self._outbox, answer))
@@ -438,7 +457,7 @@ class Transaction:
                 publish(served.storage.lastTransaction() if tid is None else tid)
             served.statistics.commits += 1
             if self._told is not None:
-                served.remember(self._told)
+                served.committed.append(self._told)
             self._outcome = f'committed as {tids[0].hex()}'
             served.statistics.finish.observe(time.perf_counter() - begin)
         except Unreachable:  # a gateway will find it, if it is committed, and announce it; its client has to ask
@@ -457,9 +476,16 @@ class Transaction:
             with self._mutex:
                 self.state = State.ENDED
             self._end()
-            served.lock.release(self)
-            self._outbox.deliver()  # the committer first
+            successor = served.lock.release(self)
+            try:
+                self._outbox.deliver()  # the committer first
+            finally:
+                if successor is not None:
+                    successor.go_on(here=True)
             deliver(told)
+        if self._tells_sizes and served.announces_itself:  # the storage asks its own server, not amid its reply
+            self._outbox.append(served.size_notice())
+            self._outbox.deliver()
 
     # ---- aborting --------------------------------------------------------------------
 
@@ -513,7 +539,7 @@ class Transaction:
             with self._mutex:
                 self.state = State.ENDED
             self._end()
-            self._served.lock.release(self)
+            self._release()
         else:
             self._end()
         self._answer_aborts()
@@ -539,7 +565,6 @@ class Transaction:
                 self._uploads.close()
         except Exception:
             logger.exception('%s: something may be left of a transaction', self.client)
-        self._served.statistics.ended()
         if self._told is not None:  # only then: who has the commit lock may be changing these
             self._served.told.pop(self._told, None)
         if self._tell_tid:

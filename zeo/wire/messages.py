@@ -51,7 +51,8 @@ from zeo.wire.framing import frame
 #: ``stores``
 #:     ``stores(heads, records, id)``, with what `zeo.wire.stores` puts there, in place of many ``storea``; and
 #:     ``commit(id, tell_tid, user, description, heads, records)`` in place of ``tpc_begin``, stores, and
-#:     ``vote(id, tell_tid)``, which it is answered like.
+#:     ``vote(id, tell_tid)``, which it is answered like.  Who stores so is not sent ``info`` with the answer to
+#:     ``tpc_finish``: it asks, with ``get_info``, when somebody wants to know the size.
 #: ``pulse``
 #:     After the notice ``pulse()`` the server gives a sign of life, the notice ``pulse()``, every
 #:     `PULSE_INTERVAL` seconds unless it has something else to say; whatever its storages are busy with.
@@ -160,6 +161,8 @@ def _pickled_plain(value: Any) -> bytes | None:
 _IS_NOTICE = b'K\x00\x88'
 _IS_REPLY = b'K\x00' + _pickled_text(REPLY)
 _IS_ERROR = b'K\x02' + _pickled_text(REPLY)
+_VOTED = b'(]' + _8
+_ENDS_VOTED = b't' + _END
 _NO_ID = _pickled_int(0)
 _HEARTBEAT_ID = _pickled_int(-1)
 
@@ -213,6 +216,8 @@ def reply(message_id: PickledId, result: Any) -> Frame:
         if type(result) is list and not result:
             return frame(head + b']' + _END)
         if type(result) is tuple:
+            if len(result) == 2 and result[0] == [] and type(result[1]) is bytes and len(result[1]) == 8:
+                return frame(head + _VOTED + result[1] + _ENDS_VOTED)  # by nearly every vote
             return frame(head + _pickled_args(result) + _END)
         return frame(head + pickles.dumps(result)[2:-1] + _END)
     except Exception:  # an application's or a storage's objects may raise anything
@@ -238,8 +243,8 @@ FromServer = tuple[int, int, str, Any]
 
 def decode_from_client(data: Payload) -> FromClient:
     """Read a client's message; raises `ProtocolError`."""
-    message = (_load_of(data) or _commit_of(data) or _whole_of(data) or _store_of(data) or _stores_of(data)
-               or _upload_of(data))
+    message = (_commit_of(data) or _whole_of(data) or _store_of(data) or _stores_of(data) or _upload_of(data)
+               or _load_of(data))
     if message is not None:
         return message
     any_id, flag, name, args = _four(pickles.load_from_client(_whole(data)))
@@ -525,12 +530,10 @@ def _rows(data: bytes, at: int, count: int, end: int) -> list[bytes] | None:
     """So many bytes objects that are pickled one after the other, from ``at`` just to ``end``."""
     rows = []
     for _ in range(count):
-        if data[at:at + 1] != b'B' or at + 5 > end:
+        if at + 5 > end or data[at] != 0x42:
             return None
         start = at + 5
         at = start + _length4_at(data, at + 1)[0]
-        if at > end:
-            return None
         rows.append(data[start:at])
     return rows if at == end else None
 
