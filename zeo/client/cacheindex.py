@@ -109,12 +109,15 @@ class Index:
         # By places: who asks has just missed the object there, and the processor remembers that.
         return oid in self.current.places or oid in self.suspect.places or oid in self.historic
 
-    def is_over(self, oid: int, start: int) -> bool:
-        """Whether all that is known of `oid` had ended when `start` began."""
-        if oid in self.current.starts or oid in self.suspect.starts:
-            return False
-        rows = self.historic.get(oid)
-        return rows is None or _end(rows, len(rows)) <= start
+    def is_next(self, oid: int, start: int) -> bool:
+        """Whether a revision that begins at `start` comes after all that is known of `oid`."""
+        latest: int | None = self.current.starts.get(oid)
+        if latest is None:
+            rows = self.historic.get(oid)
+            if rows is not None and _end(rows, len(rows)) > start:
+                return False
+            latest = self.suspect.starts.get(oid)
+        return latest is None or latest < start
 
     def holds_any(self, oids: Iterable[int]) -> bool:
         """Whether any of `oids` has a revision without an end."""
@@ -154,6 +157,18 @@ class Index:
                 other.remove(oid)
             held.starts[oid] = start
             held.places[oid] = place
+
+    def renew(self, oid: int, start: int, place: int) -> None:
+        """Add a current revision that `is_next`; the one before is invalidated at its start."""
+        current = self.current
+        former = current.starts.get(oid)
+        if former is not None:  # history first: who looks meanwhile finds one or the other
+            row = ROW.pack(former, start, current.places[oid])
+            self.historic[oid] = self.historic.get(oid, b'')[-KEPT:] + row
+        elif oid in self.suspect.starts:
+            self.suspect.remove(oid)
+        current.starts[oid] = start
+        current.places[oid] = place
 
     # These tell what they changed: only that need be remembered elsewhere.
 

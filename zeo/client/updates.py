@@ -65,7 +65,7 @@ class Updates:
         changes = self._changes
         if changes is None:
             raise ValueError('these updates are closed')
-        cache.renew(tid, changes, self._records(changes))
+        cache.renew(tid, changes, lambda: self._records(changes))
 
     def _records(self, changes: dict[bytes, bytes | tuple[int, int] | None]
                  ) -> Iterator[tuple[bytes, bytes]]:
