@@ -346,6 +346,13 @@ _IS_RECORD = _IS_REPLY + b'B'
 _record_head = Struct('<4si14sI').unpack_from
 _former_tail = Struct('<2s8s2s8s3s').unpack_from
 
+# And what ends the two steps of a commit: a tid, alone or after an empty list.
+_IS_TID = _IS_REPLY + _8
+_tid_alone = Struct(f'<4si{len(_IS_TID)}s8s2s')
+_IS_VOTE = _IS_REPLY + b'(]' + _8
+_ENDS_VOTE = b't' + _END
+_tid_told = Struct(f'<4si{len(_IS_VOTE)}s8s3s')
+
 
 def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | None) -> Frame:
     """The reply ``(record, start, end)`` to ``loadBefore``; a long record is not copied."""
@@ -365,14 +372,23 @@ def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | 
 
 
 def _reply_of(data: Payload) -> FromServer | None:
-    """A reply that is the result of a load, some bytes, None, or an empty list."""
-    if len(data) > 40:
+    """A reply that is the result of a load or a vote, some bytes, None, or an empty list."""
+    size = len(data)
+    if size > 40:
         start, message_id, is_record, length = _record_head(data)
-        if is_record == _IS_RECORD and start == _START_NUMBER and len(data) == length + 40:
+        if is_record == _IS_RECORD and start == _START_NUMBER and size == length + 40:
             code8, tid, rest = _current_tail(data, length + 26)
             if code8 == _8 and rest == _CURRENT:
                 record = data[26:-14] if type(data) is bytes else bytes(memoryview(data)[26:-14])
                 return message_id, 0, REPLY, (record, tid, None)
+    elif size == _tid_alone.size:
+        start, message_id, is_tid, tid, rest = _tid_alone.unpack(data)
+        if is_tid == _IS_TID and start == _START_NUMBER and rest == _END:
+            return message_id, 0, REPLY, tid
+    elif size == _tid_told.size:
+        start, message_id, is_vote, tid, rest = _tid_told.unpack(data)
+        if is_vote == _IS_VOTE and start == _START_NUMBER and rest == _ENDS_VOTE:
+            return message_id, 0, REPLY, ([], tid)
     return _other_reply_of(data)
 
 
@@ -397,8 +413,6 @@ def _other_reply_of(data: Payload) -> FromServer | None:
         return message_id, 0, REPLY, None
     elif code == 0x5d and data[at:] == b']t.':
         return message_id, 0, REPLY, []
-    elif code == 0x28 and len(data) == at + 15 and data[at:at + 4] == b'(]C\x08' and data[-3:] == b'tt.':
-        return message_id, 0, REPLY, ([], bytes(data[at + 4:-3]))
     else:
         return None
     left = len(data) - end
@@ -436,6 +450,22 @@ def _commit_of(data: Payload) -> FromClient | None:
         if is_it == head and start == _START and message_id[0] == code == 0x4a and end == tail:
             return message_id, False, name, (transaction_id, *more)
     return None
+
+
+_IS_FINISH = b'\x89' + _pickled_text('tpc_finish') + b'J'
+_ENDS_FINISH = b'\x85' + _END
+_FINISH_REQUEST = Struct(f'<8si{len(_IS_FINISH)}si3s')  # header and start, id, request, transaction, end
+_FINISH_REQUEST_START = _header(_FINISH_REQUEST.size - HEADER.size) + _START + b'J'
+
+
+def finish_request(message_id: int, transaction_id: object) -> Frame:
+    """``tpc_finish(transaction_id)``."""
+    if type(transaction_id) is int:
+        try:
+            return (_FINISH_REQUEST.pack(_FINISH_REQUEST_START, message_id, _IS_FINISH, transaction_id, _ENDS_FINISH),)
+        except StructError:
+            pass  # long ones
+    return request(message_id, 'tpc_finish', (transaction_id,))
 
 
 _IS_STORE = _START + _IS_NOTICE + _pickled_text('storea') + b'(' + _8
@@ -495,12 +525,9 @@ def _store_of(data: Payload) -> FromClient | None:
 _IS_STORES = _START + _IS_NOTICE + _pickled_text('stores') + b'(B'
 _ENDS_STORES = _ENDS_STORE
 _IS_COMMIT = b'\x89' + _pickled_text('commit') + b'('
+_pack_commit = Struct(f'<4si{len(_IS_COMMIT)}ssis').pack
 _commit_head = Struct(f'<3s5s{len(_IS_COMMIT)}sBis').unpack_from
 _COMMIT_ROWS = 3 + 5 + len(_IS_COMMIT) + 6  # where the first of four begins
-
-
-def _row(value: bytes) -> bytes:
-    return b'B' + _length4(len(value)) + value
 
 
 def stores_notice(heads: bytes, records: Sequence[bytes], transaction_id: int) -> Frame:
@@ -515,9 +542,13 @@ def commit_request(message_id: int, transaction_id: int, tell_tid: bool, user: b
                    heads: bytes, records: Sequence[bytes]) -> Frame:
     """``commit(transaction_id, tell_tid, user, description, heads, records)``; they are still to be joined."""
     size = sum(map(len, records))
-    head = b''.join((
-        _START, _pickled_int(message_id), _IS_COMMIT, _pickled_int(transaction_id), b'\x88' if tell_tid else b'\x89',
-        _row(user), _row(description), _row(heads), b'B', _length4(size)))
+    try:
+        start = _pack_commit(_START_NUMBER, message_id, _IS_COMMIT, b'J', transaction_id,
+                             b'\x88' if tell_tid else b'\x89')
+    except StructError:  # the ids are long ones, or others
+        return request(message_id, 'commit', (transaction_id, tell_tid, user, description, heads, b''.join(records)))
+    head = b'%bB%b%bB%b%bB%b%bB%b' % (start, _length4(len(user)), user, _length4(len(description)), description,
+                                      _length4(len(heads)), heads, _length4(size))
     return (b''.join((_header(len(head) + size + len(_ENDS_STORE)), head, *records, _ENDS_STORE)),)
 
 
