@@ -207,8 +207,7 @@ class Cache:
     @property
     def last_tid(self) -> bytes:
         """The contents are known to be valid up to this tid."""
-        tid: bytes = p64(self._ledger.last_tid)
-        return tid
+        return self._ledger.last_tid.to_bytes(8)
 
     def __len__(self) -> int:
         with self._mutex:
@@ -408,9 +407,9 @@ class Cache:
 
     @_change
     def _renew(self, tid: int, oids: list[int], records: Callable[[], Iterable[tuple[bytes, bytes]]]) -> None:
-        if self._in_service():
-            self._ledger.learn_all(tid, records())
-        self._ledger.invalidate(tid, oids)
+        renewed = self._ledger.learn_all(tid, records()) if self._in_service() else 0
+        if renewed < len(oids):
+            self._ledger.invalidate(tid, oids)
 
     def drop(self, oids: Iterable[bytes]) -> None:
         """Forget the current revisions of `oids`, suspect or not."""

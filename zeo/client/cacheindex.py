@@ -122,7 +122,10 @@ class Index:
     def holds_any(self, oids: Iterable[int]) -> bool:
         """Whether any of `oids` has a revision without an end."""
         current, suspect = self.current.starts, self.suspect.starts
-        return any(oid in current or oid in suspect for oid in oids)
+        for oid in oids:
+            if oid in current or oid in suspect:
+                return True
+        return False
 
     def wants(self, oid: int, start: int, end: int) -> bool:
         """Whether a revision that cannot be found would be news that contradicts nothing newer."""
@@ -158,17 +161,17 @@ class Index:
             held.starts[oid] = start
             held.places[oid] = place
 
-    def renew(self, oid: int, start: int, place: int) -> None:
-        """Add a current revision that `is_next`; the one before is invalidated at its start."""
-        current = self.current
-        former = current.starts.get(oid)
-        if former is not None:  # history first: who looks meanwhile finds one or the other
-            row = ROW.pack(former, start, current.places[oid])
-            self.historic[oid] = self.historic.get(oid, b'')[-KEPT:] + row
-        elif oid in self.suspect.starts:
-            self.suspect.remove(oid)
-        current.starts[oid] = start
-        current.places[oid] = place
+    def renew(self, revisions: Iterable[tuple[int, int]], places: Iterable[int]) -> None:
+        """Add current revisions, by oid and start, each of which `is_next`; those before are invalidated then."""
+        starts, held, historic, suspect = self.current.starts, self.current.places, self.historic, self.suspect
+        for (oid, start), place in zip(revisions, places):
+            former = starts.get(oid)
+            if former is not None:  # history first: who looks meanwhile finds one or the other
+                historic[oid] = historic.get(oid, b'')[-KEPT:] + ROW.pack(former, start, held[oid])
+            elif oid in suspect.starts:
+                suspect.remove(oid)
+            starts[oid] = start
+            held[oid] = place
 
     # These tell what they changed: only that need be remembered elsewhere.
 

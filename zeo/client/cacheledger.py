@@ -94,10 +94,10 @@ class Ledger:
             if end != OPEN:
                 self.invalidate(end, [oid])
 
-    def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> None:
-        """`learn` current revisions that start at the same tid, by oid; what was current before is invalidated then."""
+    def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> int:
+        """`learn` current revisions that start at the same tid, by oid.  Of so many the one before is invalidated then."""
         is_next, room, since = self.index.is_next, self.log.room, p64(start)
-        names, bodies, length = [], [], 0
+        names, bodies, length, learned = [], [], 0, 0
         for oid, body in revisions:
             if is_next(as_number(oid), start) and len(body) <= room:
                 names.append(oid + since)
@@ -105,11 +105,13 @@ class Ledger:
                 length += len(body)
                 if len(names) == MANY or length >= COLLECTED:
                     self.learn_news(names, bodies)
+                    learned += len(names)
                     names, bodies, length = [], [], 0
             else:
                 self.learn(as_number(oid), start, OPEN, pack(oid, since, body))
         if names:
             self.learn_news(names, bodies)
+        return learned + len(names)
 
     def learn_news(self, names: Sequence[bytes], bodies: Sequence[bytes]) -> None:
         """Keep current revisions that are not too long: oid and start of each, and body.
@@ -127,9 +129,7 @@ class Ledger:
         places = log.append_all(NEXT, pack_all(names, bodies))
         first, end = places[0] >> GRAIN_BITS, (places[-1] >> GRAIN_BITS) + 1
         self._used[first:end] = bytes(end - first)
-        renew = self.index.renew
-        for (oid, start), place in zip(NAME.iter_unpack(b''.join(names)), places):
-            renew(oid, start, place)
+        self.index.renew(NAME.iter_unpack(b''.join(names)), places)
 
     def invalidate(self, tid: int, oids: Iterable[int]) -> None:
         """See `Index.invalidate`."""
@@ -289,7 +289,7 @@ class Ledger:
                 kind = KINDS.get(tag)
                 if kind is not None or tag == NEXT:
                     if kind is None:
-                        index.renew(oid, start, place)
+                        index.renew([(oid, start)], [place])
                     else:
                         index.put(kind, oid, start, end, place)
                     if verify and self._named(log.content(place, image), oid, start) is None:

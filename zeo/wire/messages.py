@@ -259,7 +259,7 @@ def decode_from_client(data: Payload) -> FromClient:
 
 def decode_from_server(data: Payload) -> FromServer:
     """Read a server's message; raises `ProtocolError`."""
-    message = _reply_of(data) or _info_of(data) or _invalidation_of(data) or _download_of(data)
+    message = _reply_of(data) or _invalidation_of(data) or _info_of(data) or _download_of(data)
     if message is not None:
         return message
     message_id, flag, name, args = _four(pickles.load_from_server(_whole(data)))
@@ -389,7 +389,7 @@ def _reply_of(data: Payload) -> FromServer | None:
         start, message_id, is_vote, tid, rest = _tid_told.unpack(data)
         if is_vote == _IS_VOTE and start == _START_NUMBER and rest == _ENDS_VOTE:
             return message_id, 0, REPLY, ([], tid)
-    return _other_reply_of(data)
+    return None if data[3:6] == _IS_NOTICE else _other_reply_of(data)
 
 
 def _other_reply_of(data: Payload) -> FromServer | None:
@@ -596,6 +596,7 @@ _INVALIDATED = len(_IS_INVALIDATION) + 8
 _ENDS_INVALIDATION = b'e\x86' + _END
 _ENDS_SINGLE = b'a\x86' + _END
 _each_oid = Struct('<2s8s').iter_unpack
+_of_one_object = Struct(f'<{len(_IS_INVALIDATION)}s8s4s8s4s')
 
 
 def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
@@ -735,6 +736,10 @@ def _last_bytes(data: Payload, at: int, end: bytes) -> memoryview | None:
 
 
 def _invalidation_of(data: Payload) -> FromServer | None:
+    if len(data) == _of_one_object.size:
+        name, tid, between, oid, end = _of_one_object.unpack(data)
+        if name == _IS_INVALIDATION and between == b'](' + _8 and end == _ENDS_INVALIDATION:
+            return 0, 1, 'invalidateTransaction', (tid, [oid])
     at = _INVALIDATED
     if data[:at - 8] != _IS_INVALIDATION:
         return None
