@@ -70,6 +70,7 @@ from zeo.errors import ClientStorageError
 from zeo.errors import OutcomeUnknown
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.wire.messages import finish_request
 
 __all__ = [
     'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
@@ -422,7 +423,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             link = self._supervisor.wait()
             if link.read_only:
                 raise ReadOnlyError()
-            commit = Commit(transaction, link.channel, link.offers,
+            commit = Commit(transaction, link.channel, link.offered,
                             next(self._transaction_ids) if id is None else id, Updates(self._cache_size))
             commit.begin(tid, status)
         except BaseException:
@@ -430,7 +431,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise
         self._commit = commit
 
-    def _committing(self, transaction: Any, oid: bytes = z64, serial: bytes = z64) -> Commit:
+    def _committing(self, transaction: Any, *ids: bytes) -> Commit:
         """The transaction in progress, which must be this one."""
         commit = self._commit
         if commit is None or commit.transaction is not transaction:
@@ -439,7 +440,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise StorageTransactionError('this transaction has not begun, or is over')
         if commit.channel.ended is not None:
             raise ClientDisconnected('the connection was lost during this transaction')
-        _check_ids(oid, serial)
+        _check_ids(*ids)
         return commit
 
     def store(self, oid: bytes, serial: bytes | None, data: bytes, version: str,
@@ -507,7 +508,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             self._upkeep.finished(tid, commit.updates, callback)
 
         try:
-            tid: bytes = commit.channel.call('tpc_finish', (commit.id,), finished)
+            tid: bytes = commit.channel.ask(finish_request, commit.id, effect=finished)
             self._keep_blobs(commit, tid)
             return tid
         except (ClientDisconnected, ProtocolError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ZODB.utils import p64, u64, z64
 
-from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, teach
+from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, renew, teach
 from zeo.client import cache as cache_module
 from zeo.client import cachefile
 from zeo.client.cache import ASIDE, ASIDE_SIZE, HOT_EXTRA, Cache, CacheUnavailable, cache_path, open_cache
@@ -127,7 +127,7 @@ def test_a_transaction_ends_what_it_changes_and_brings_the_new_records(opened: C
     cache = opened(None, MB)
     cache.store(A, T1, None, b'one')
     cache.store(B, T1, None, b'other')
-    cache.renew(T2, [A, B, C], [(A, b'two'), (C, b'new')])
+    renew(cache, T2, [A, B, C], {A: b'two', C: b'new'})
     assert cache.load(A) == (b'two', T2)
     assert cache.loadBefore(A, T2) == (b'one', T1, T2)
     assert cache.load(B) is None
@@ -144,7 +144,7 @@ def test_a_transaction_whose_records_cannot_be_read_leaves_an_empty_cache(opened
     cache = opened(None, MB)
     cache.store(A, T1, None, b'one')
     with pytest.raises(ValueError, match='closed'):
-        cache.renew(T2, [A, B], records())
+        cache.renew(T2, dict.fromkeys([A, B]), records)
     assert list(cache.contents()) == []
     assert cache.load(A) is None
 
@@ -153,12 +153,128 @@ def test_a_transaction_is_in_the_file_after_a_kill(
         opened: Callable[..., Cache], path: str, tmp_path: Path) -> None:
     cache = opened(path, MB)
     cache.store(A, T1, None, b'one')
-    cache.renew(T2, [A, B], [(A, b'two')])
+    renew(cache, T2, [A, B], {A: b'two'})
     cache.flush()
     again = copied(cache, tmp_path / 'copy.zec', MB)
     assert knowledge(again) == knowledge(cache)
     assert list(again.contents()) == [(A, T2, None), (A, T1, T2)]
     again.close()
+
+
+def test_a_small_transaction_is_set_aside_and_hides_what_it_ends(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    for _ in range(3):
+        assert cache.load(A) == (b'one', T1)
+    assert A in cache._hot
+    renew(cache, T2, [A], {A: b'two'})
+    assert list(cache._aside) == [A] and not cache._hot
+    assert cache.load(A) == (b'two', T2)
+    renew(cache, T3, [A, B], {A: b'three', B: b'new'})
+    assert list(cache._aside) == [A, B] and len(cache) == 4
+    assert cache.load(A) == (b'three', T3)
+    assert cache.load(B) == (b'new', T3)
+    assert cache.loadBefore(A, T3) == (b'two', T2, T3)
+    assert not cache._aside
+    assert cache.loadBefore(A, T2) == (b'one', T1, T2)
+    assert cache.load(A) == (b'three', T3) and len(cache) == 4
+
+
+def test_a_small_transaction_ends_what_was_set_aside_before(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    renew(cache, T2, [A], {A: b'two'})
+    assert cache.load(A) == (b'two', T2)
+    assert cache.loadBefore(A, T2) == (b'one', T1, T2)
+    cache.invalidate(T3, [A])
+    assert cache.load(A) is None
+    assert cache.loadBefore(A, T3) == (b'two', T2, T3)
+
+
+def test_a_small_transaction_ends_a_suspect(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.suspect_all()
+    renew(cache, T2, [A], {A: b'two'})
+    cache.confirm(T3, [A])
+    assert cache.load(A) == (b'two', T2)
+    assert list(cache.suspects()) == [] and cache.loadBefore(A, T2) is None
+
+
+def test_a_transaction_that_is_older_than_what_is_known_changes_nothing_of_that(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T3, None, b'three')
+    renew(cache, T2, [A, B], {B: b'new', A: b'two'})
+    assert cache.load(A) == (b'three', T3) and cache.load(B) == (b'new', T2)
+    cache.flush()
+    renew(cache, T2, [A], {A: b'two'})
+    assert cache.load(A) == (b'three', T3)
+
+
+def test_no_more_transactions_are_set_aside_than_may_be(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 100 * MB)
+    for number in range(1, 1000):
+        records = {p64(number % 7 + each): bytes(number * 20) for each in range(number % 70)}
+        renew(cache, p64(number), records, records)
+        assert len(cache._aside) + len(cache._former) <= ASIDE
+        assert cache._aside_size <= ASIDE_SIZE
+        for oid, record in records.items():
+            assert cache.load(oid) == (record, p64(number))
+
+
+def test_a_transaction_that_is_set_aside_when_the_last_tid_moves_is_in_the_file_first(
+        opened: Callable[..., Cache], path: str, tmp_path: Path) -> None:
+    cache = opened(path, MB)
+    cache.store(A, T1, None, b'one')
+    cache.set_last_tid(T1)
+    cache.flush()
+    renew(cache, T2, [A], {A: b'two'})
+    cache.set_last_tid(T2)
+    assert cache._aside
+    for flushed, last_tid, current in (False, T1, (b'one', T1)), (True, T2, (b'two', T2)):
+        if flushed:
+            cache.flush()
+        found = copied(cache, tmp_path / 'copy.zec', MB)
+        assert (found.last_tid, found.load(A)) == (last_tid, current)
+        found.close()
+
+
+def test_a_destructor_that_interrupts_a_transaction_cannot_make_it_forget_half_of_it(
+        opened: Callable[..., Cache]) -> None:
+    class Records(dict[bytes, bytes]):
+        def items(self) -> Any:
+            for each in super().items():
+                yield each
+                cache.flush()
+
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'one')
+    with pytest.raises(RuntimeError):
+        cache.renew(T2, Records({A: b'two', B: b'two'}), dict)
+    assert len(cache) == 0 and cache.load(A) is cache.load(B) is None
+
+
+def test_who_closes_in_the_middle_of_a_transaction_leaves_a_file_that_is_right(
+        opened: Callable[..., Cache], path: str) -> None:
+    class Records(dict[bytes, bytes]):
+        def items(self) -> Any:
+            for each in super().items():
+                yield each
+                cache.close()
+
+    cache = opened(path, MB)
+    cache.store(A, T1, None, b'one')
+    cache.store(B, T1, None, b'one')
+    cache.set_last_tid(T1)
+    cache.flush()
+    renew(cache, T2, [A], {A: b'two'})
+    cache.set_last_tid(T2)
+    cache.renew(T3, Records({B: b'three', A: b'three'}), dict)
+    assert cache.load(A) is None
+    cache = opened(path, MB)
+    assert cache.last_tid < T2 and cache.load(A) in (None, (b'one', T1))
 
 
 def test_what_others_change_does_not_disturb_what_is_set_aside_unless_it_is_that(
@@ -816,7 +932,7 @@ def test_a_full_disk_at_the_start_does_not_stop_the_client(
 
 
 @pytest.mark.parametrize('interrupted', [
-    'put', 'evict', 'invalidate', 'drop', 'confirm', 'suspect_all', 'append', 'begin', 'flush', 'oldest'])
+    'put', 'renew', 'evict', 'invalidate', 'drop', 'confirm', 'suspect_all', 'append', 'append_all', 'begin', 'flush', 'oldest'])
 @pytest.mark.parametrize('before', [True, False])
 def test_an_interrupted_change_leaves_nothing_that_could_be_wrong(
         cache: Cache, tmp_path: Path, monkeypatch: Any, interrupted: str, before: bool) -> None:
@@ -840,7 +956,10 @@ def test_an_interrupted_change_leaves_nothing_that_could_be_wrong(
         for number in range(1000):
             oids = [p64(number % 7), p64(number % 11), p64(number % 70)]
             tid = truth.commit(*oids, size=100)
-            cache.invalidate(tid, oids[:2])
+            if number % 3:
+                cache.invalidate(tid, oids[:2])
+            else:
+                renew(cache, tid, oids[:2], {oids[0]: truth.revisions[oids[0]][-1][1]})
             cache.drop(oids[2:])
             cache.set_last_tid(tid)
             for oid in oids:
@@ -864,7 +983,7 @@ def test_an_interrupted_change_leaves_nothing_that_could_be_wrong(
 
 
 def test_a_signal_handler_may_close_the_cache_it_interrupts(cache: Cache, monkeypatch: Any) -> None:
-    append = cache._log.append
+    append = cache._log.append_all
 
     def closing(*args: Any) -> Any:
         cache.close()
@@ -872,7 +991,7 @@ def test_a_signal_handler_may_close_the_cache_it_interrupts(cache: Cache, monkey
             cache.invalidate(T2, [A])
         return append(*args)
 
-    monkeypatch.setattr(cache._log, 'append', closing)
+    monkeypatch.setattr(cache._log, 'append_all', closing)
     cache.store(A, T1, None, b'one')
     cache.flush()       # or it would only be set aside
     assert cache.load(A) is None

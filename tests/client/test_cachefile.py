@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from ZODB.utils import p64, z64
 
-from tests.client.truth import SMALL, Truth, copied, knowledge, teach
+from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, renew, teach
 from zeo.client.cache import Cache, open_cache
 from zeo.client.cachefile import COLLECTED, Log, claim, pack, pack_all, repack, unpack
 
@@ -507,6 +507,34 @@ def test_no_moment_at_which_it_is_killed_makes_it_say_anything_wrong(tmp_path: P
         image = placed(image, offset, data)
 
 
+def test_no_kill_makes_it_forget_what_this_client_has_changed(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+    """The last tid in the file never runs ahead of the transactions that were set aside, in any segment."""
+    caplog.set_level(logging.CRITICAL)
+    path, found = tmp_path / 'original.zec', tmp_path / 'found.zec'
+    pwrite, images = os.pwrite, []
+    monkeypatch.setattr('zeo.client.cachefile.COLLECTED', 1)
+    monkeypatch.setattr(os, 'pwrite', lambda *args: (pwrite(*args), images.append(path.read_bytes()))[0])
+    truth = Truth()
+    cache = open_cache(str(path), SMALL)
+    last_tids = [z64]
+    aside = 0
+    for number in range(140):
+        oids = [p64(number % 17), p64(100 + number % 5)]
+        tid = truth.commit(*oids)
+        renew(cache, tid, oids, {oid: truth.revisions[oid][-1][1] for oid in oids})
+        cache.set_last_tid(tid)
+        last_tids.append(tid)
+        aside = max(aside, len(cache._former))
+        truth.check_one(cache, oids[0], FAR_FUTURE)
+    assert aside > 20
+    monkeypatch.undo()
+    cache.close()
+    assert len(images) > 50
+    for image in images:
+        found.write_bytes(image)
+        judge(found, truth, last_tids, use=False, size=SMALL)
+
+
 def placed(image: bytes, offset: int, data: bytes) -> bytes:
     return image[:offset].ljust(offset, b'\0') + data + image[offset + len(data):]
 
@@ -541,13 +569,13 @@ class CacheMachine(RuleBasedStateMachine):
         self.last_tids.add(self.truth.last_tid)
 
     @precondition(lambda self: self.up_to_date)
-    @rule(oids=oids, size=st.integers(0, 300), own=st.integers(0, 4) | st.none())
+    @rule(oids=oids, size=st.integers(0, 30) | st.integers(0, 300), own=st.integers(0, 4) | st.none())
     def commit(self, oids: list[bytes], size: int, own: int | None) -> None:
         tid = self.truth.commit(*oids, size=size)
         if own is None:
             self.cache.invalidate(tid, oids)
         else:
-            self.cache.renew(tid, oids, [(oid, self.truth.revisions[oid][-1][1]) for oid in oids[:own]])
+            renew(self.cache, tid, oids, {oid: self.truth.revisions[oid][-1][1] for oid in oids[:own]})
         self.move()
 
     @precondition(lambda self: self.up_to_date)

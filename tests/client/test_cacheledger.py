@@ -104,7 +104,9 @@ def test_to_learn_all_is_to_learn_each(before: list[tuple[int, int, int]], doubt
         if doubt:
             ledger.suspect_all()
     one, other = ledgers
+    other.invalidate(start, revisions)
     one.learn_all(start, [(p64(oid), bytes([oid]) * length) for oid, length in revisions.items()])
+    one.invalidate(start, revisions)
     for oid, length in revisions.items():
         other.learn(oid, start, OPEN, content(oid, start, length))
     assert known(one)[:4] == known(other)[:4]

@@ -1,5 +1,6 @@
 """What a server knows, and whether a cache says anything else."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ZODB.utils import p64, u64, z64
@@ -67,6 +68,11 @@ def teach(cache: Cache, truth: Truth, oid: bytes, before: bytes = FAR_FUTURE) ->
     if cache.loadBefore(oid, before) is None and (found := truth.loadBefore(oid, before)) is not None:
         data, start, end = found
         cache.store(oid, start, end, data)
+
+
+def renew(cache: Cache, tid: bytes, oids: Iterable[bytes], records: Mapping[bytes, bytes]) -> None:
+    """A transaction of this client has changed `oids`; of some of them it has the new records."""
+    cache.renew(tid, {**dict.fromkeys(oids), **records}, records.items)
 
 
 def copied(cache: Cache, to: Path, size: int = SMALL) -> Cache:

@@ -97,6 +97,12 @@ def test_a_transaction_as_a_whole_is_a_message_like_others(
     assert (value_of(found[0]), *found[1:]) == (message_id, False, 'commit', args)
 
 
+@given(requests, requests | st.integers() | texts)
+def test_zeo_reads_the_end_of_a_transaction(message_id: int, transaction_id: Any) -> None:
+    assert decode_as_server(payload(messages.finish_request(message_id, transaction_id))) == (
+        message_id, False, 'tpc_finish', (transaction_id,))
+
+
 @given(eight, st.lists(eight, max_size=5) | st.just([OID] * 2500))
 def test_zeo_reads_an_invalidation(tid: bytes, oids: list[bytes]) -> None:
     assert decode_as_client(payload(messages.invalidation_notice(tid, oids))) == (
@@ -230,6 +236,7 @@ FROM_CLIENT = {
     'vote': messages.request(300, 'vote', (1234567,)),
     'vote of zeo': messages.request(300, 'vote', (1234567, True)),
     'finish': messages.request(70_000, 'tpc_finish', (1234567,)),
+    'finish of zeo': messages.finish_request(300, 7),
     'abort': messages.request(300, 'tpc_abort', (-1234567,)),
     'store': messages.store_notice(OID, TID, b'record' * 3, 1234567),
     'long store': messages.store_notice(OID, TID, b'record' * 50, 7),
@@ -256,6 +263,7 @@ FROM_SERVER = {
     'long download': messages.blob_chunk_notice(OID, TID, b'piece' * 60),
     'download of ZEO': (b'', encode_as_server(0, True, 'receiveBlobChunk', (OID, TID, b'piece' * 60))),
     'invalidation': messages.invalidation_notice(TID, [OID, LATER]),
+    'single invalidation': messages.invalidation_notice(TID, [OID]),
     'single invalidation of ZEO': (b'', encode_as_server(0, True, 'invalidateTransaction', (TID, [OID]))),
     'invalidation of ZEO': (b'', encode_as_server(0, True, 'invalidateTransaction', (TID, [OID, OID, TID]))),
 }

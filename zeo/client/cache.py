@@ -21,7 +21,9 @@ log starts over when there is something to store.
 **What came last is set aside.**  Loads come one at a time, each after a wait in which the processor
 forgot all about us; putting many revisions away at once, as one record of the log, takes a fraction of
 the time.  So new current ones of unknown objects first go into a small dict, where they can be found; any
-other change puts them away before it is made, and so sees nothing of it.
+other change puts them away before it is made, and so sees nothing of it.  So do those of this client's own
+small transactions.  They hide what the index holds of their objects: who wants an older one changes something,
+too.  The file speaks of no later transaction before it has these: it tells the last tid there was before them.
 
 In memory an object takes some 50 bytes, plus one byte per 128 bytes of the file.
 """
@@ -29,7 +31,7 @@ In memory an object takes some 50 bytes, plus one byte per 128 bytes of the file
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from hashlib import blake2b
 from io import FileIO
@@ -129,8 +131,9 @@ def _server_digest(name: str) -> bytes:
     return blake2b(name.encode(), digest_size=16).digest()
 
 
-def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenate['Cache', P], T | None]:
-    """A method that changes the cache: alone, and wholly or with nothing left."""
+def _change(method: Callable[Concatenate['Cache', P], T], /, settled: bool = True
+            ) -> Callable[Concatenate['Cache', P], T | None]:
+    """A method that changes the cache: alone, and wholly or with nothing left; if `settled`, with nothing set aside."""
 
     @wraps(method)
     def changing(self: 'Cache', /, *args: P.args, **kw: P.kwargs) -> T | None:
@@ -141,7 +144,7 @@ def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenat
                 return None
             self._changing = True
             try:
-                if self._aside:
+                if settled and self._aside:
                     self._put_away()
                 self._hot = NOWHERE
                 return method(self, *args, **kw)
@@ -159,6 +162,11 @@ def _change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenat
                     self._close()
 
     return changing
+
+
+def _small_change(method: Callable[Concatenate['Cache', P], T]) -> Callable[Concatenate['Cache', P], T | None]:
+    """The same for one that leaves aside what is."""
+    return _change(method, settled=False)
 
 
 class Cache:
@@ -187,6 +195,8 @@ class Cache:
         self._aside: dict[bytes, Current] = {}
         self._aside_size = 0
         self._aside_hits: dict[bytes, int] = {}
+        #: Those that others took the place of while they were set aside, the oldest first: name and record.
+        self._former: list[tuple[bytes, bytes]] = []
         self._longest_aside = min(ASIDE_LONGEST, log.segment // 16)
         #: After the disk has refused, or a change was interrupted, so many stores are ignored before
         #: the ledger starts over.
@@ -197,12 +207,11 @@ class Cache:
     @property
     def last_tid(self) -> bytes:
         """The contents are known to be valid up to this tid."""
-        tid: bytes = p64(self._ledger.last_tid)
-        return tid
+        return self._ledger.last_tid.to_bytes(8)
 
     def __len__(self) -> int:
         with self._mutex:
-            return len(self._ledger.index) + len(self._aside)
+            return len(self._ledger.index) + len(self._aside) + len(self._former)
 
     # Looking
 
@@ -220,9 +229,11 @@ class Cache:
         if found is not None and found[1] < tid:
             return found
         found = self._aside.get(oid)
-        if found is not None and found[1] < tid:
-            self._aside_hits[oid] = self._aside_hits.get(oid, 0) + 1
-            return found
+        if found is not None:
+            if found[1] < tid:
+                self._aside_hits[oid] = self._aside_hits.get(oid, 0) + 1
+                return found
+            return self._find(as_number(oid), as_number(tid))
         log, key = self._log, as_number(oid)
         begun = log.begun
         current = self._ledger.index.current
@@ -318,6 +329,26 @@ class Cache:
                 self._settle()
             return True
 
+    @_small_change
+    def _set_all_aside(self, tid: bytes, records: Mapping[bytes, object]) -> bool:
+        """Keep for later what a transaction of this client brings; False: it has to be stored now, what is aside, too."""
+        aside, ledger, number = self._aside, self._ledger, as_number(tid)
+        if not ledger.sound or len(aside) + len(self._former) + len(records) > ASIDE:
+            return False
+        for oid, data in records.items():
+            former = aside.get(oid)
+            if (type(data) is not bytes or len(data) > self._longest_aside
+                    or self._aside_size + len(data) > ASIDE_SIZE
+                    or not (ledger.index.is_next(as_number(oid), number) if former is None else former[1] < tid)):
+                return False
+            if ledger.behind is None:
+                ledger.behind = ledger.last_tid
+            if former is not None:
+                self._former.append((oid + former[1], former[0]))
+            aside[oid] = data, tid, None
+            self._aside_size += len(data)
+        return True
+
     @_change
     def _settle(self) -> None:
         """Nothing is set aside any more (that is so before every change)."""
@@ -326,13 +357,18 @@ class Cache:
         aside, ledger = self._aside, self._ledger
         if self._in_service():
             bodies, starts, _ = zip(*aside.values())
-            ledger.learn_news(list(map(add, aside, starts)), bodies)
+            names = list(map(add, aside, starts))
+            if self._former:
+                former, their_bodies = zip(*self._former)
+                names, bodies = [*former, *names], their_bodies + bodies
+            ledger.learn_news(names, bodies)
+            ledger.behind = None
             # Who hits takes no lock: there may be more any moment, also of what has gone since.
             for oid, hits in self._aside_hits.copy().items():
                 place = ledger.index.current.places.get(as_number(oid))
                 for _ in range(min(hits, MOST_USED) if place is not None else 0):
                     ledger.use(place)
-        self._aside, self._aside_size, self._aside_hits = {}, 0, {}
+        self._aside, self._aside_size, self._aside_hits, self._former = {}, 0, {}, []
 
     @_change
     def _store(self, oid: int, start: int, end: int, content: Content) -> None:
@@ -359,18 +395,21 @@ class Cache:
         else:
             self._ledger.invalidate(tid, oids)
 
-    def renew(self, tid: bytes, oids: Iterable[bytes], records: Iterable[tuple[bytes, bytes]]) -> None:
-        """A transaction of this client: `invalidate` and `store` its oids and records, in one change.
+    def renew(self, tid: bytes, changes: Mapping[bytes, object],
+              records: Callable[[], Iterable[tuple[bytes, bytes]]]) -> None:
+        """A transaction of this client: `invalidate` and `store` its oids and records.
 
-        An error of `records` leaves an empty cache, as whatever interrupts a change.
+        `changes` has all oids, and the records if they are at hand; else those known are what `records` gives.  Its
+        error leaves an empty cache, as whatever interrupts a change.
         """
-        self._renew(u64(tid), list(map(u64, oids)), records)
+        if self._set_all_aside(tid, changes) is False:
+            self._renew(u64(tid), list(map(u64, changes)), records)
 
     @_change
-    def _renew(self, tid: int, oids: list[int], records: Iterable[tuple[bytes, bytes]]) -> None:
-        self._ledger.invalidate(tid, oids)
-        if self._in_service():
-            self._ledger.learn_all(tid, records)
+    def _renew(self, tid: int, oids: list[int], records: Callable[[], Iterable[tuple[bytes, bytes]]]) -> None:
+        renewed = self._ledger.learn_all(tid, records()) if self._in_service() else 0
+        if renewed < len(oids):
+            self._ledger.invalidate(tid, oids)
 
     def drop(self, oids: Iterable[bytes]) -> None:
         """Forget the current revisions of `oids`, suspect or not."""
@@ -487,7 +526,7 @@ class Cache:
         try:
             self._resting = pause
             self._hot, self._hot_size = {}, 0
-            self._aside, self._aside_size, self._aside_hits = {}, 0, {}
+            self._aside, self._aside_size, self._aside_hits, self._former = {}, 0, {}, []
         finally:
             self._ledger.forget_all()
 

@@ -57,7 +57,7 @@ __all__ = ['ALONE', 'COLLECTED', 'MANY', 'RESIDUE', 'SIZE_BITS', 'Content', 'Log
 
 MAGIC = b'zeocache'
 SIGN = MAGIC[:4]
-VERSION = 2
+VERSION = 3
 
 HEADER = Struct('>8s B B 2x I 8s 16s 16s I')    # then the checksum
 SEGMENT = Struct('>4s 4s Q Q I')                # then the checksum

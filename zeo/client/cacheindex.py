@@ -109,17 +109,23 @@ class Index:
         # By places: who asks has just missed the object there, and the processor remembers that.
         return oid in self.current.places or oid in self.suspect.places or oid in self.historic
 
-    def is_over(self, oid: int, start: int) -> bool:
-        """Whether all that is known of `oid` had ended when `start` began."""
-        if oid in self.current.starts or oid in self.suspect.starts:
-            return False
-        rows = self.historic.get(oid)
-        return rows is None or _end(rows, len(rows)) <= start
+    def is_next(self, oid: int, start: int) -> bool:
+        """Whether a revision that begins at `start` comes after all that is known of `oid`."""
+        latest: int | None = self.current.starts.get(oid)
+        if latest is None:
+            rows = self.historic.get(oid)
+            if rows is not None and _end(rows, len(rows)) > start:
+                return False
+            latest = self.suspect.starts.get(oid)
+        return latest is None or latest < start
 
     def holds_any(self, oids: Iterable[int]) -> bool:
         """Whether any of `oids` has a revision without an end."""
         current, suspect = self.current.starts, self.suspect.starts
-        return any(oid in current or oid in suspect for oid in oids)
+        for oid in oids:
+            if oid in current or oid in suspect:
+                return True
+        return False
 
     def wants(self, oid: int, start: int, end: int) -> bool:
         """Whether a revision that cannot be found would be news that contradicts nothing newer."""
@@ -154,6 +160,18 @@ class Index:
                 other.remove(oid)
             held.starts[oid] = start
             held.places[oid] = place
+
+    def renew(self, revisions: Iterable[tuple[int, int]], places: Iterable[int]) -> None:
+        """Add current revisions, by oid and start, each of which `is_next`; those before are invalidated then."""
+        starts, held, historic, suspect = self.current.starts, self.current.places, self.historic, self.suspect
+        for (oid, start), place in zip(revisions, places):
+            former = starts.get(oid)
+            if former is not None:  # history first: who looks meanwhile finds one or the other
+                historic[oid] = historic.get(oid, b'')[-KEPT:] + ROW.pack(former, start, held[oid])
+            elif oid in suspect.starts:
+                suspect.remove(oid)
+            starts[oid] = start
+            held[oid] = place
 
     # These tell what they changed: only that need be remembered elsewhere.
 

@@ -22,6 +22,7 @@ __all__ = ['MOST_USED', 'Ledger']
 
 # Tags of records.  A revision has that of its kind; its oid, start, end and body are its own.
 KINDS: dict[bytes, Kind] = {kind.value: kind for kind in Kind}
+NEXT = b'NEXT'              # a current revision that invalidates, at its start, the one before
 INVALIDATE = b'INVA'        # start: the tid; body: oids
 DROP = b'DROP'              # body: oids
 SUSPECT_ALL = b'DOUB'
@@ -32,6 +33,9 @@ RESUME = b'OPEN'            # oid: random, so that nothing that was written befo
 
 OIDS = Struct('>Q')
 NAME = Struct('>Q Q')
+
+#: Of an oid.
+as_number = int.from_bytes
 
 #: Hits are counted up to this, for every so many bytes of the file.  (Shorter neighbours share.)
 MOST_USED = 3
@@ -58,6 +62,8 @@ class Ledger:
         self.last_tid = 0
         #: How often that has moved since it was noted.
         self._moves = 0
+        #: While some transactions up to `last_tid` are not in the log: the last tid before them.
+        self.behind: int | None = None
         #: The log says what the index says.  Else nothing may be written before it starts over.
         self.sound = False
         #: Hits since a record was written, by its offset // GRAIN.  Inexact: nobody locks it.
@@ -88,44 +94,42 @@ class Ledger:
             if end != OPEN:
                 self.invalidate(end, [oid])
 
-    def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> None:
-        """`learn` current revisions that start at the same tid, by oid."""
-        is_over, room, since = self.index.is_over, self.log.room, p64(start)
-        names, bodies, length = [], [], 0
+    def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> int:
+        """`learn` current revisions that start at the same tid, by oid.  Of so many the one before is invalidated then."""
+        is_next, room, since = self.index.is_next, self.log.room, p64(start)
+        names, bodies, length, learned = [], [], 0, 0
         for oid, body in revisions:
-            if is_over(u64(oid), start) and len(body) <= room:
+            if is_next(as_number(oid), start) and len(body) <= room:
                 names.append(oid + since)
                 bodies.append(body)
                 length += len(body)
                 if len(names) == MANY or length >= COLLECTED:
                     self.learn_news(names, bodies)
+                    learned += len(names)
                     names, bodies, length = [], [], 0
             else:
-                self.learn(u64(oid), start, OPEN, pack(oid, since, body))
+                self.learn(as_number(oid), start, OPEN, pack(oid, since, body))
         if names:
             self.learn_news(names, bodies)
+        return learned + len(names)
 
     def learn_news(self, names: Sequence[bytes], bodies: Sequence[bytes]) -> None:
         """Keep current revisions that are not too long: oid and start of each, and body.
 
-        Of each object is known at most what is over.
+        Each `is_next`, at its turn, and invalidates the one before.
         """
-        count, log = len(names), self.log
-        if count == 1:
-            oid, start = NAME.unpack(names[0])
-            self._keep(Kind.CURRENT, oid, start, OPEN, pack(names[0], b'', bodies[0]))
-        elif count > MANY or not log.fits(sum(map(len, bodies)), count):
+        count, log, length = len(names), self.log, sum(map(len, bodies))
+        if count > 1 and (count > MANY or not log.fits(length, count)):
             half = count // 2
             self.learn_news(names[:half], bodies[:half])
             self.learn_news(names[half:], bodies[half:])
-        else:
-            places = log.append_all(Kind.CURRENT, pack_all(names, bodies))
-            first, end = places[0] >> GRAIN_BITS, (places[-1] >> GRAIN_BITS) + 1
-            self._used[first:end] = bytes(end - first)
-            current = self.index.current
-            for (oid, start), place in zip(NAME.iter_unpack(b''.join(names)), places):
-                current.starts[oid] = start
-                current.places[oid] = place
+            return
+        if not log.fits(length, count):
+            self._make_room(length)
+        places = log.append_all(NEXT, pack_all(names, bodies))
+        first, end = places[0] >> GRAIN_BITS, (places[-1] >> GRAIN_BITS) + 1
+        self._used[first:end] = bytes(end - first)
+        self.index.renew(NAME.iter_unpack(b''.join(names)), places)
 
     def invalidate(self, tid: int, oids: Iterable[int]) -> None:
         """See `Index.invalidate`."""
@@ -169,13 +173,13 @@ class Ledger:
         if self.sound:
             if self._moves:
                 self._moves = 0
-                self._note(LAST_TID, start=self.last_tid)
+                self._note(LAST_TID, start=self._provable)
             self.log.flush()
 
     def start_over(self, last_tid: int) -> None:
         """Forget everything, also in the file."""
         self.forget_all()
-        self.last_tid = last_tid
+        self.last_tid, self.behind = last_tid, None
         self._moves = 0
         self.log.start_over(last_tid)
         self.sound = True
@@ -186,6 +190,11 @@ class Ledger:
             self.sound = False
         finally:
             self.index = Index()
+
+    @property
+    def _provable(self) -> int:
+        """The last tid as of which the log says what is so."""
+        return self.last_tid if self.behind is None else self.behind
 
     # Writing
 
@@ -215,10 +224,10 @@ class Ledger:
         index, log, used = self.index, self.log, self._used
         kept = []
         for tag, oid, start, _, place in log.oldest():
-            found = index.evict(oid, start, place) if tag in KINDS else None
+            found = index.evict(oid, start, place) if tag in KINDS or tag == NEXT else None
             if found is not None and (hits := used[place >> GRAIN_BITS]):
                 kept.append((hits, oid, start, *found, repack(log.read(place))))
-        log.begin(self.last_tid)
+        log.begin(self._provable)
         # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
         self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
         room = min(self._savings, log.room - length)
@@ -236,7 +245,7 @@ class Ledger:
         """Close the file; `remember` that it need not be replayed."""
         summary = None
         try:
-            if remember and self.sound:
+            if remember and self.sound and self.behind is None:
                 self.flush()
                 summary = b''.join([p64(self.last_tid), self._used, self.index.pack()])
         finally:
@@ -278,8 +287,11 @@ class Ledger:
                 index.forget_all()
             for tag, oid, start, end, place in records:
                 kind = KINDS.get(tag)
-                if kind is not None:
-                    index.put(kind, oid, start, end, place)
+                if kind is not None or tag == NEXT:
+                    if kind is None:
+                        index.renew([(oid, start)], [place])
+                    else:
+                        index.put(kind, oid, start, end, place)
                     if verify and self._named(log.content(place, image), oid, start) is None:
                         damaged.append((oid, start))
                 elif tag == LAST_TID:

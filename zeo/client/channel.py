@@ -184,10 +184,10 @@ class Channel:
         message_id = next(self._ids)
         return self._perform(Request(effect), message_id, encode_request(message_id, name, args))
 
-    def ask(self, encode: Callable[[int], Frame]) -> Any:
-        """The same with a request that ``encode`` makes of its number."""
+    def ask(self, encode: Callable[..., Frame], *args: Any, effect: Effect | None = None) -> Any:
+        """The same with a request that ``encode`` makes of its number and the arguments."""
         message_id = next(self._ids)
-        return self._perform(Request(None), message_id, encode(message_id))
+        return self._perform(Request(effect), message_id, encode(message_id, *args))
 
     def load(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         """``loadBefore``; equal ones in flight are one.  The result has been given to ``loaded``."""
@@ -417,7 +417,11 @@ class Channel:
 
     def _dispatch(self, payload: Payload) -> None:
         """Read one message and do all it changes."""
-        message_id, flag, name, args = self._decoded(payload)
+        try:
+            message_id, flag, name, args = decode_from_server(payload)
+        except ProtocolError as error:
+            self._refuse(payload, error)
+            return
         if name == REPLY:
             request = self._requests.pop(message_id, None)
             if request is None:
@@ -448,26 +452,22 @@ class Channel:
             if notice is not None:
                 notice(*args)
 
-    def _decoded(self, payload: Payload) -> tuple[Any, Any, Any, Any]:
-        """A message.  If it cannot be decoded, the call that it answers fails with `ProtocolError`.
+    def _refuse(self, payload: Payload, error: ProtocolError) -> None:
+        """A message cannot be decoded: the call that it answers fails with `ProtocolError`.
 
         If that call would have changed something here, or there is none, it is raised, too: then nobody
         knows what is missing.
         """
-        try:
-            return decode_from_server(payload)
-        except ProtocolError as error:
-            message_id = answered_by(payload)
-            request = None if message_id is None else self._requests.pop(message_id, None)
-            if request is None:
-                raise
-            request.error = ProtocolError, (f'the answer of {self.address} is refused: {error}',)
-            if request.key is not None:
-                self._loads.pop(request.key, None)
-            self._answer(request)
-            if request.effect is not None:
-                raise
-            return 0, True, '', ()  # a notice that nobody is interested in
+        message_id = answered_by(payload)
+        request = None if message_id is None else self._requests.pop(message_id, None)
+        if request is None:
+            raise error
+        request.error = ProtocolError, (f'the answer of {self.address} is refused: {error}',)
+        if request.key is not None:
+            self._loads.pop(request.key, None)
+        self._answer(request)
+        if request.effect is not None:
+            raise error
 
     def _answer(self, request: Request) -> None:
         request.done = True

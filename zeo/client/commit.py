@@ -4,7 +4,7 @@ If the server offers ``stores`` (see `zeo.wire.messages.EXTENSIONS`), small reco
 and a transaction that has nothing but few of these is begun, stored and voted by one request.
 """
 
-from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,18 +27,18 @@ LARGE = 16 * 1024
 class Commit:
     """The transaction between `tpc_begin` and its end.  It belongs to one connection.
 
-    ``offers`` tells what the server can do beyond the protocol.
+    ``offered`` is what the server can do beyond the protocol.
     """
 
     __slots__ = ('transaction', 'channel', 'id', 'begun', 'updates', 'resolved', 'tells_tid', 'tid', 'blobs',
                  'large_pieces', '_batch', '_gathers')
 
-    def __init__(self, transaction: Any, channel: Channel, offers: Callable[[str], bool], id: Any,
+    def __init__(self, transaction: Any, channel: Channel, offered: Collection[str], id: Any,
                  updates: Updates) -> None:
         self.transaction = transaction
         self.channel = channel
-        self.large_pieces = channel.copies_files and offers('pieces')
-        self.tells_tid = offers('settle')  # the server can be asked what became of it
+        self.large_pieces = channel.copies_files and 'pieces' in offered
+        self.tells_tid = 'settle' in offered  # the server can be asked what became of it
         self.tid: bytes | None = None  # what it will get, if the server has told
         self.id = id  # how the server knows it
         self.begun = False  # the server knows of it, or is about to
@@ -46,7 +46,7 @@ class Commit:
         self.resolved: set[bytes] = set()  # stored otherwise than the application said
         self.blobs: list[tuple[bytes, str]] = []  # oids, and files that wait for the end
         self._batch = Batch()
-        self._gathers = offers('stores')
+        self._gathers = 'stores' in offered
 
     def begin(self, tid: bytes | None, status: str) -> None:
         """Tell the server, unless that can be done with what comes next."""
@@ -87,8 +87,8 @@ class Commit:
             meta = self.transaction
             self.begun = True
             heads, records = self._batch.take()
-            answer = self.channel.ask(lambda number: commit_request(
-                number, self.id, self.tells_tid, meta.user, meta.description, heads, records))
+            answer = self.channel.ask(commit_request, self.id, self.tells_tid, meta.user, meta.description,
+                                      heads, records)
         else:
             self.send()
             answer = self.channel.call('vote', (self.id, True) if self.tells_tid else (self.id,))

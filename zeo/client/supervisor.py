@@ -101,6 +101,7 @@ class Link:
         self.address = line.address
         self.early: list[Invalidation] = []  # what arrived before the cache was verified
         self.info: dict[str, Any] = {}
+        self.offered: frozenset[str] = frozenset()  # what the server can do beyond the protocol, see `messages.EXTENSIONS`
         self.oids: list[bytes] = []  # given by the server and not used yet, the next one last
         self.read_only = False
         self.server_tid = z64
@@ -110,10 +111,16 @@ class Link:
             loaded=upkeep.loaded, address=display(line.address), tls=line.tls)
         self.channel.set_timeout(REPLY_PATIENCE)
 
+    def learn(self, info: Mapping[str, Any]) -> None:
+        """This is what the server says."""
+        self.info.update(info)
+        offered = self.info.get(EXTENSIONS)
+        self.offered = frozenset(each for each in offered if isinstance(each, str)
+                                 ) if isinstance(offered, (tuple, list)) else frozenset()
+
     def offers(self, extension: str) -> bool:
-        """Whether the server can do that beyond the protocol, see `messages.EXTENSIONS`."""
-        offered = self.info.get(EXTENSIONS, ())
-        return isinstance(offered, (tuple, list)) and extension in offered
+        """Whether the server can do that beyond the protocol."""
+        return extension in self.offered
 
     def discard(self, reason: str) -> None:
         """End a connection that nobody watches."""
@@ -399,7 +406,7 @@ class Supervisor:
 
         def judge(_: object, info: dict[str, Any]) -> None:
             nonlocal verdict
-            link.info.update(info)
+            link.learn(info)
             verdict = upkeep.judge(link.server_tid)
             if verdict is not Verdict.CATCH_UP:
                 settle(None, None)

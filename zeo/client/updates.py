@@ -24,7 +24,7 @@ class Updates:
 
     def __init__(self, limit: int, memory: int = MEMORY) -> None:
         self._limit = limit  # bytes of records worth remembering
-        self._memory = memory
+        self._at_hand = min(limit, memory)  # bytes of records in memory
         self._size = 0
         # by oid: the record, or where it is in the file, or None: not to be cached
         self._changes: dict[bytes, bytes | tuple[int, int] | None] | None = {}
@@ -33,7 +33,12 @@ class Updates:
 
     def store(self, oid: bytes, data: bytes) -> None:
         """The object's new record; it replaces an earlier one of this transaction."""
-        self._set(oid, self._kept(data))
+        size = self._size + len(data)
+        if size <= self._at_hand:
+            self._size = size
+            self._set(oid, data)
+        else:
+            self._set(oid, self._kept(data))
 
     def change(self, oid: bytes) -> None:
         """The object changes, and its new record is not known here."""
@@ -44,12 +49,10 @@ class Updates:
             raise ValueError('these updates are closed')
         self._changes[oid] = record
 
-    def _kept(self, data: bytes) -> bytes | tuple[int, int] | None:
+    def _kept(self, data: bytes) -> tuple[int, int] | None:
         if self._size + len(data) > self._limit:
             return None
         self._size += len(data)
-        if self._size <= self._memory:
-            return data
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix='zeo-updates-')
         self._file.write(data)
@@ -65,7 +68,7 @@ class Updates:
         changes = self._changes
         if changes is None:
             raise ValueError('these updates are closed')
-        cache.renew(tid, changes, self._records(changes))
+        cache.renew(tid, changes, lambda: self._records(changes))
 
     def _records(self, changes: dict[bytes, bytes | tuple[int, int] | None]
                  ) -> Iterator[tuple[bytes, bytes]]:

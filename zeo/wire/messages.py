@@ -264,7 +264,7 @@ def decode_from_client(data: Payload) -> FromClient:
 
 def decode_from_server(data: Payload) -> FromServer:
     """Read a server's message; raises `ProtocolError`."""
-    message = _reply_of(data) or _info_of(data) or _invalidation_of(data) or _download_of(data)
+    message = _reply_of(data) or _invalidation_of(data) or _info_of(data) or _download_of(data)
     if message is not None:
         return message
     message_id, flag, name, args = _four(pickles.load_from_server(_whole(data)))
@@ -351,6 +351,13 @@ _IS_RECORD = _IS_REPLY + b'B'
 _record_head = Struct('<4si14sI').unpack_from
 _former_tail = Struct('<2s8s2s8s3s').unpack_from
 
+# And what ends the two steps of a commit: a tid, alone or after an empty list.
+_IS_TID = _IS_REPLY + _8
+_tid_alone = Struct(f'<4si{len(_IS_TID)}s8s2s')
+_IS_VOTE = _IS_REPLY + b'(]' + _8
+_ENDS_VOTE = b't' + _END
+_tid_told = Struct(f'<4si{len(_IS_VOTE)}s8s3s')
+
 
 def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | None) -> Frame:
     """The reply ``(record, start, end)`` to ``loadBefore``; a long record is not copied."""
@@ -370,15 +377,24 @@ def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | 
 
 
 def _reply_of(data: Payload) -> FromServer | None:
-    """A reply that is the result of a load, some bytes, None, or an empty list."""
-    if len(data) > 40:
+    """A reply that is the result of a load or a vote, some bytes, None, or an empty list."""
+    size = len(data)
+    if size > 40:
         start, message_id, is_record, length = _record_head(data)
-        if is_record == _IS_RECORD and start == _START_NUMBER and len(data) == length + 40:
+        if is_record == _IS_RECORD and start == _START_NUMBER and size == length + 40:
             code8, tid, rest = _current_tail(data, length + 26)
             if code8 == _8 and rest == _CURRENT:
                 record = data[26:-14] if type(data) is bytes else bytes(memoryview(data)[26:-14])
                 return message_id, 0, REPLY, (record, tid, None)
-    return _other_reply_of(data)
+    elif size == _tid_alone.size:
+        start, message_id, is_tid, tid, rest = _tid_alone.unpack(data)
+        if is_tid == _IS_TID and start == _START_NUMBER and rest == _END:
+            return message_id, 0, REPLY, tid
+    elif size == _tid_told.size:
+        start, message_id, is_vote, tid, rest = _tid_told.unpack(data)
+        if is_vote == _IS_VOTE and start == _START_NUMBER and rest == _ENDS_VOTE:
+            return message_id, 0, REPLY, ([], tid)
+    return None if data[3:6] == _IS_NOTICE else _other_reply_of(data)
 
 
 def _other_reply_of(data: Payload) -> FromServer | None:
@@ -402,8 +418,6 @@ def _other_reply_of(data: Payload) -> FromServer | None:
         return message_id, 0, REPLY, None
     elif code == 0x5d and data[at:] == b']t.':
         return message_id, 0, REPLY, []
-    elif code == 0x28 and len(data) == at + 15 and data[at:at + 4] == b'(]C\x08' and data[-3:] == b'tt.':
-        return message_id, 0, REPLY, ([], bytes(data[at + 4:-3]))
     else:
         return None
     left = len(data) - end
@@ -441,6 +455,22 @@ def _commit_of(data: Payload) -> FromClient | None:
         if is_it == head and start == _START and message_id[0] == code == 0x4a and end == tail:
             return message_id, False, name, (transaction_id, *more)
     return None
+
+
+_IS_FINISH = b'\x89' + _pickled_text('tpc_finish') + b'J'
+_ENDS_FINISH = b'\x85' + _END
+_FINISH_REQUEST = Struct(f'<8si{len(_IS_FINISH)}si3s')  # header and start, id, request, transaction, end
+_FINISH_REQUEST_START = _header(_FINISH_REQUEST.size - HEADER.size) + _START + b'J'
+
+
+def finish_request(message_id: int, transaction_id: object) -> Frame:
+    """``tpc_finish(transaction_id)``."""
+    if type(transaction_id) is int:
+        try:
+            return (_FINISH_REQUEST.pack(_FINISH_REQUEST_START, message_id, _IS_FINISH, transaction_id, _ENDS_FINISH),)
+        except StructError:
+            pass  # long ones
+    return request(message_id, 'tpc_finish', (transaction_id,))
 
 
 _IS_STORE = _START + _IS_NOTICE + _pickled_text('storea') + b'(' + _8
@@ -500,12 +530,9 @@ def _store_of(data: Payload) -> FromClient | None:
 _IS_STORES = _START + _IS_NOTICE + _pickled_text('stores') + b'(B'
 _ENDS_STORES = _ENDS_STORE
 _IS_COMMIT = b'\x89' + _pickled_text('commit') + b'('
+_pack_commit = Struct(f'<4si{len(_IS_COMMIT)}ssis').pack
 _commit_head = Struct(f'<3s5s{len(_IS_COMMIT)}sBis').unpack_from
 _COMMIT_ROWS = 3 + 5 + len(_IS_COMMIT) + 6  # where the first of four begins
-
-
-def _row(value: bytes) -> bytes:
-    return b'B' + _length4(len(value)) + value
 
 
 def stores_notice(heads: bytes, records: Sequence[bytes], transaction_id: int) -> Frame:
@@ -520,9 +547,13 @@ def commit_request(message_id: int, transaction_id: int, tell_tid: bool, user: b
                    heads: bytes, records: Sequence[bytes]) -> Frame:
     """``commit(transaction_id, tell_tid, user, description, heads, records)``; they are still to be joined."""
     size = sum(map(len, records))
-    head = b''.join((
-        _START, _pickled_int(message_id), _IS_COMMIT, _pickled_int(transaction_id), b'\x88' if tell_tid else b'\x89',
-        _row(user), _row(description), _row(heads), b'B', _length4(size)))
+    try:
+        start = _pack_commit(_START_NUMBER, message_id, _IS_COMMIT, b'J', transaction_id,
+                             b'\x88' if tell_tid else b'\x89')
+    except StructError:  # the ids are long ones, or others
+        return request(message_id, 'commit', (transaction_id, tell_tid, user, description, heads, b''.join(records)))
+    head = b'%bB%b%bB%b%bB%b%bB%b' % (start, _length4(len(user)), user, _length4(len(description)), description,
+                                      _length4(len(heads)), heads, _length4(size))
     return (b''.join((_header(len(head) + size + len(_ENDS_STORE)), head, *records, _ENDS_STORE)),)
 
 
@@ -568,6 +599,7 @@ _INVALIDATED = len(_IS_INVALIDATION) + 8
 _ENDS_INVALIDATION = b'e\x86' + _END
 _ENDS_SINGLE = b'a\x86' + _END
 _each_oid = Struct('<2s8s').iter_unpack
+_of_one_object = Struct(f'<{len(_IS_INVALIDATION)}s8s4s8s4s')
 
 
 def invalidation_notice(tid: bytes, oids: Sequence[bytes]) -> Frame:
@@ -707,6 +739,10 @@ def _last_bytes(data: Payload, at: int, end: bytes) -> memoryview | None:
 
 
 def _invalidation_of(data: Payload) -> FromServer | None:
+    if len(data) == _of_one_object.size:
+        name, tid, between, oid, end = _of_one_object.unpack(data)
+        if name == _IS_INVALIDATION and between == b'](' + _8 and end == _ENDS_INVALIDATION:
+            return 0, 1, 'invalidateTransaction', (tid, [oid])
     at = _INVALIDATED
     if data[:at - 8] != _IS_INVALIDATION:
         return None
