@@ -46,7 +46,10 @@ from zeo.errors import ClientStorageError
 from zeo.errors import OutcomeUnknown
 from zeo.wire.messages import invalidation_notice
 from zeo.wire.messages import load_reply
+from zeo.wire.messages import prefetched_notice
 from zeo.wire.messages import reply
+from zeo.wire.revisions import HEAD
+from zeo.wire.revisions import MOST
 
 __all__ = ['calls', 'host']  # fixtures
 
@@ -355,6 +358,23 @@ def test_prefetched_objects_are_loaded_in_the_background(
     pinging = calls.start(one.ping)
     peer.answer(peer.read('ping'), None)
     pinging()
+
+
+def test_prefetched_objects_are_asked_for_together_if_the_server_can_do_that(
+        storage: MakeStorage, calls: Calls) -> None:
+    one, peer = storage(info={'zeo': ('prefetch',)})
+    one.prefetch(map(oid, range(1, MOST + 3)), tid(6))
+    assert peer.read('prefetch').args == (b''.join(map(oid, range(1, MOST + 1))), tid(6))
+    assert peer.read('prefetch').args == (oid(MOST + 1) + oid(MOST + 2), tid(6))
+    peer.send(prefetched_notice(tid(6), [
+        HEAD.pack(oid(1), tid(1), z64, 1), HEAD.pack(oid(2), tid(1), tid(2), 1), HEAD.pack(oid(3), z64, z64, 0)],
+        [b'1', b'2']), invalidation_notice(tid(6), [oid(1)]))
+    until(lambda: one.lastTransaction() == tid(6), 'all is read')
+    assert sorted(one._cache.contents()) == [(oid(1), tid(1), tid(6)), (oid(2), tid(1), tid(2))]
+    one.prefetch([oid(1), oid(MOST)], tid(6))  # the one is cached, the other one on its way
+    loading = calls.start(one.loadBefore, oid(3), tid(6))  # nothing was told of it
+    peer.answer(peer.read('loadBefore'), None)
+    assert loading() is None
 
 
 def test_prefetching_without_a_connection_does_nothing(tmp_path: Path) -> None:

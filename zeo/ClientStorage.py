@@ -30,6 +30,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from itertools import count
+from itertools import islice
 from typing import IO
 from typing import Any
 
@@ -71,6 +72,7 @@ from zeo.errors import OutcomeUnknown
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
 from zeo.wire.messages import finish_request
+from zeo.wire.revisions import MOST as AT_A_TIME
 
 __all__ = [
     'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
@@ -362,16 +364,19 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     def prefetch(self, oids: Iterable[bytes], tid: bytes) -> None:
         """Have these loaded in the background; nothing happens while there is no connection."""
-        loaded = self._cache.loadBefore
-        keys = [(oid, tid) for oid in oids if loaded(oid, tid) is None]
         link = self._supervisor.link
-        if keys and link is not None:
-            for oid, _ in keys:
+        if link is None:
+            return
+        loaded, together = self._cache.loadBefore, link.offers('prefetch')
+        wanted = iter(oids)
+        while some := list(islice(wanted, AT_A_TIME)):
+            missing = [oid for oid in some if loaded(oid, tid) is None]
+            for oid in missing:
                 _check_ids(oid, tid)
             try:
-                link.channel.prefetch(keys)
+                link.channel.prefetch(missing, tid, together)
             except ClientDisconnected:
-                pass
+                return
 
     def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
         _check_ids(oid, serial)

@@ -67,7 +67,8 @@ class Line:
         self.channel = Channel(
             ours, Inbox(keep=KEPT),
             {'invalidateTransaction': lambda tid, oids: self.heard.append(('invalidate', tid, oids))},
-            loaded=lambda key, result: self.heard.append(('loaded', key, result)), address='the peer')
+            loaded=lambda key, result: self.heard.append(('loaded', key, result)),
+            told=lambda revisions: self.heard.append(('told', revisions)), address='the peer')
         self.channel.set_timeout(None)
         self.watcher = threading.Thread(target=self.channel.watch, name='test watcher', daemon=True)
 

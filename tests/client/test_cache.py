@@ -93,9 +93,55 @@ def test_no_more_is_set_aside_than_may_be(opened: Callable[..., Cache]) -> None:
     cache = opened(None, 20 * MB)
     for oid in range(1000):
         cache.store(p64(oid), T1, None, bytes(oid * 30))
-        assert len(cache._aside) < ASIDE
-        assert sum(len(data) for data, _, _ in cache._aside.values()) < ASIDE_SIZE
+        assert len(cache._aside) <= ASIDE
+        assert sum(len(data) for data, _, _ in cache._aside.values()) <= ASIDE_SIZE
     assert held(cache, range(1000)) == 1000
+
+
+def test_many_that_come_together_are_found_like_those_that_come_singly(opened: Callable[..., Cache]) -> None:
+    together, singly = opened(None, MB), opened(None, MB)
+    for cache in together, singly:
+        cache.store(p64(1), T2, None, b'known')
+        cache.flush()
+        cache.store(p64(2), T1, None, b'aside')
+        cache.store(p64(3), T1, T2, b'past')
+        cache.flush()
+        cache.store(p64(4), T2, None, b'aside')
+    for first in range(0, 200, 10):
+        many = [(p64(oid), (bytes(oid), T1 if oid % 7 else T2, T3 if oid % 25 == 24 else None))
+                for oid in (*range(first, first + 10), first + 3)]
+        together.store_all(many)
+        for oid, (data, start, end) in many:
+            singly.store(oid, start, end, data)
+        assert len(together._aside) <= ASIDE
+    assert sorted(together.contents()) == sorted(singly.contents())
+    for oid in range(200):
+        for tid in T2, T3, FAR_FUTURE:
+            assert together.loadBefore(p64(oid), tid) == singly.loadBefore(p64(oid), tid)
+
+
+def test_many_that_come_together_are_set_aside_in_one_step_and_no_more_than_may_be(
+        opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 20 * MB)
+    for first in range(0, 1000, 50):
+        cache.store_all([(p64(oid), (bytes(oid * 5), T1, None)) for oid in range(first, first + 50)])
+        assert len(cache._aside) <= ASIDE
+        assert sum(map(len, (data for data, _, _ in cache._aside.values()))) == cache._aside_size <= ASIDE_SIZE
+        assert p64(first + 49) in cache._aside
+    assert held(cache, range(1000)) == 1000
+    cache.close()
+    cache.store_all([(A, (b'one', T1, None))])
+    assert not cache._aside and not len(cache)
+
+
+def test_many_that_come_together_replace_nothing_newer(opened: Callable[..., Cache]) -> None:
+    for put_away in True, False:
+        cache = opened(None, MB)
+        cache.store(A, T2, None, b'two')
+        if put_away:
+            cache.flush()
+        cache.store_all([(B, (b'other', T1, None)), (A, (b'one', T1, None))])
+        assert cache.load(A) == (b'two', T2) and cache.load(B) == (b'other', T1)
 
 
 def test_what_is_set_aside_is_in_the_file_after_a_close(opened: Callable[..., Cache], path: str) -> None:

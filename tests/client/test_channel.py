@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ZODB.POSException import POSKeyError
+from ZODB.utils import z64
 
 from tests.client.conftest import Calls
 from tests.client.conftest import Line
@@ -25,6 +26,7 @@ from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.wire.framing import Frame
 from zeo.wire.framing import frame
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import PULSE
@@ -34,9 +36,12 @@ from zeo.wire.messages import download_in
 from zeo.wire.messages import invalidation_notice
 from zeo.wire.messages import load_reply
 from zeo.wire.messages import notice
+from zeo.wire.messages import prefetched_notice
 from zeo.wire.messages import reply
 from zeo.wire.pieces import Destination
 from zeo.wire.pieces import Passing
+from zeo.wire.revisions import HEAD
+from zeo.wire.revisions import MOST
 
 
 class Interrupted(BaseException):
@@ -639,7 +644,7 @@ def test_a_load_that_begins_after_an_invalidation_joins_no_answer_from_before_it
 
 
 def test_a_load_joins_the_prefetch_of_the_same_revision(line: Line, calls: Calls) -> None:
-    line.channel.prefetch([(oid(1), tid(9)), (oid(2), tid(9)), (oid(1), tid(9))])
+    line.channel.prefetch([oid(1), oid(2), oid(1)], tid(9))
     messages = [line.peer.read('loadBefore'), line.peer.read('loadBefore')]
     result = calls.start(line.channel.load, oid(2), tid(9))
     for message in messages:
@@ -649,11 +654,159 @@ def test_a_load_joins_the_prefetch_of_the_same_revision(line: Line, calls: Calls
 
 
 def test_what_was_prefetched_is_read_by_the_watcher_if_nobody_loads(watched: Line) -> None:
-    watched.channel.prefetch([(oid(n), tid(9)) for n in range(100)])
+    watched.channel.prefetch([oid(n) for n in range(100)], tid(9))
     for _ in range(100):
         message = watched.peer.read('loadBefore')
         watched.peer.send(load_reply(message.id, b'data', tid(1), None))
     until(lambda: len(watched.heard) == 100, 'all are loaded')
+
+
+# ---- many revisions in one message
+
+
+def told(*numbers: int, untold: tuple[int, ...] = ()) -> Frame:
+    """Of each object its revision before tid 9; of those that are untold, that one has to ask again."""
+    return prefetched_notice(tid(9), [
+        *(HEAD.pack(oid(number), tid(1), z64, 8) for number in numbers),
+        *(HEAD.pack(oid(number), z64, z64, 0) for number in untold)], list(map(oid, numbers)))
+
+
+def revision(number: int) -> tuple[bytes, bytes, None]:
+    return oid(number), tid(1), None
+
+
+def test_many_are_asked_for_in_one_message_and_told_in_any_number(watched: Line) -> None:
+    numbers = range(MOST + 10)
+    watched.channel.prefetch([oid(n) for n in numbers] + [oid(0)], tid(9), together=True)
+    for some in numbers[:MOST], numbers[MOST:]:
+        message = watched.peer.read('prefetch')
+        assert message.oneway and message.args == (b''.join(map(oid, some)), tid(9))
+    for some in numbers[:10], numbers[20:], numbers[10:20]:
+        watched.peer.send(told(*some))
+    until(lambda: len(watched.heard) == 3, 'all are loaded')
+    assert watched.heard[2] == ('told', [(oid(n), revision(n)) for n in numbers[10:20]])
+    assert not watched.channel._loads and not watched.channel._requests
+
+
+def test_what_is_in_flight_is_not_asked_for_again(line: Line, calls: Calls) -> None:
+    result = calls.start(line.channel.load, oid(1), tid(9))
+    message = line.peer.read('loadBefore')
+    line.channel.prefetch([oid(1), oid(2)], tid(9), together=True)
+    line.channel.prefetch([oid(1), oid(2)], tid(9), together=True)
+    line.channel.prefetch([oid(1), oid(2), oid(3)], tid(9), together=True)
+    assert [line.peer.read('prefetch').args[0] for _ in range(2)] == [oid(2), oid(3)]
+    line.peer.send(load_reply(message.id, *revision(1)), told(2, 3))
+    assert result() == revision(1)
+
+
+def test_a_load_joins_those_that_were_asked_for_together(line: Line, calls: Calls) -> None:
+    line.channel.prefetch([oid(1), oid(2), oid(3)], tid(9), together=True)
+    line.peer.read('prefetch')
+    results = [calls.start(line.channel.load, oid(2), tid(9)) for _ in range(3)]
+    parked(line, 2)
+    line.peer.send(told(1, 2), told(3))
+    assert [result() for result in results] == [revision(2)] * 3
+    assert line.heard == [('told', [(oid(1), revision(1)), (oid(2), revision(2))]), ('told', [(oid(3), revision(3))])]
+
+
+def test_what_is_not_told_is_asked_for_alone_by_who_wants_it(line: Line, calls: Calls) -> None:
+    line.channel.prefetch([oid(1), oid(2), oid(3)], tid(9), together=True)
+    line.peer.read('prefetch')
+    results = [calls.start(line.channel.load, oid(2), tid(9)) for _ in range(2)]
+    parked(line, 1)
+    line.peer.send(told(1, untold=(2, 3)))
+    message = line.peer.read('loadBefore')
+    assert message.args == (oid(2), tid(9))
+    line.peer.refuse(message, POSKeyError(oid(2)))
+    for result in results:
+        with pytest.raises(POSKeyError):
+            result()
+    assert line.heard == [('told', [(oid(1), revision(1))])]
+
+
+def test_a_load_after_an_invalidation_joins_nothing_that_was_told_before_it(line: Line, calls: Calls) -> None:
+    standing: list[dict[Any, Any]] = []
+    line.channel.notices['invalidateTransaction'] = (
+        lambda tid, oids: standing.append(dict(line.channel._loads)) or line.heard.append('invalidated'))
+    line.channel.prefetch([oid(1), oid(2)], tid(9), together=True)
+    line.peer.read('prefetch')
+    result = calls.start(line.channel.load, oid(2), tid(9))
+    line.peer.send(told(1, 2), invalidation_notice(tid(2), [oid(1)]))
+    assert result() == revision(2)
+    assert standing == [{}] and line.heard[-1] == 'invalidated'
+
+
+@pytest.mark.parametrize('asked', ['nothing', 'alone', 'as of another tid', 'before'])
+def test_a_revision_that_was_not_asked_for_ends_the_connection(line: Line, calls: Calls, asked: str) -> None:
+    if asked == 'alone':
+        result = calls.start(line.channel.load, oid(1), tid(9))
+        line.peer.read('loadBefore')
+    else:
+        if asked == 'as of another tid':
+            line.channel.prefetch([oid(1)], tid(8), together=True)
+        if asked == 'before':
+            line.channel.prefetch([oid(1)], tid(9), together=True)
+            line.peer.send(told(1))
+        result = calls.start(line.channel.call, 'ping')
+    line.peer.send(told(1))
+    with pytest.raises(ClientDisconnected, match='nobody has asked for'):
+        result()
+    assert len(line.heard) == (asked == 'before')
+
+
+@pytest.mark.parametrize('args', [(), (5,), (tid(9), b'short', b''), (tid(9), 'text', 5), ([], HEAD.pack(
+    oid(1), tid(1), z64, 1), b'x'), (tid(9), HEAD.pack(oid(1), tid(1), z64, 9), b'x'), (tid(9), b'', b'', b'')])
+def test_what_tells_no_revisions_ends_the_connection(line: Line, calls: Calls, args: Any) -> None:
+    line.channel.prefetch([oid(1)], tid(9), together=True)
+    result = calls.start(line.channel.load, oid(1), tid(9))
+    line.peer.send(notice('prefetched', args))
+    with pytest.raises(ClientDisconnected):
+        result()
+    assert not line.heard
+
+
+def test_who_waits_for_one_of_many_is_told_when_the_connection_ends(line: Line, calls: Calls) -> None:
+    line.channel.prefetch([oid(1), oid(2)], tid(9), together=True)
+    results = [calls.start(line.channel.load, oid(n), tid(9)) for n in (1, 2, 2)]
+    parked(line, 2)
+    line.channel.end('enough')
+    for result in results:
+        with pytest.raises(ClientDisconnected, match='enough'):
+            result()
+    with pytest.raises(ClientDisconnected, match='enough'):
+        line.channel.prefetch([oid(3)], tid(9), together=True)
+    assert not line.channel._loads
+
+
+def test_an_effect_that_fails_ends_the_connection_for_who_waits_for_one_of_many(line: Line, calls: Calls) -> None:
+    def fail(revisions: Any) -> None:
+        raise ProtocolError('oops')
+    line.channel._told = fail
+    line.channel.prefetch([oid(1), oid(2)], tid(9), together=True)
+    results = [calls.start(line.channel.load, oid(n), tid(9)) for n in (1, 2, 2)]
+    parked(line, 2)
+    line.peer.send(told(1, 2))
+    for result in results:
+        with pytest.raises(ClientDisconnected):
+            result()
+    assert str(line.channel.ended) == 'oops'
+
+
+@pytest.mark.parametrize('how', ['ended', 'failed effect', 'not asked for'])
+def test_who_finds_one_of_many_and_comes_to_wait_when_all_is_over_does_not_wait(
+        watched: Line, calls: Calls, how: str) -> None:
+    def fail(revisions: Any) -> None:
+        raise ProtocolError('oops')
+    watched.channel._told = fail
+    watched.channel.prefetch([oid(1)], tid(9), together=True)
+    request = watched.channel._loads[oid(1), tid(9)]
+    if how == 'ended':
+        watched.channel.end('enough')
+    else:
+        watched.peer.send(told(1, *([2] if how == 'not asked for' else [])))
+    until(lambda: not watched.watcher.is_alive(), 'the watcher has taken the turn for good')
+    with pytest.raises(ClientDisconnected):
+        calls.start(watched.channel._perform, request, 0, None)()
 
 
 # ---- sending

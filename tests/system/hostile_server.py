@@ -42,7 +42,7 @@ VALUES = [None, True, -1, 2**64, 1.5, float('nan'), '', 'text', b'', b'a', bytes
           [bytes(8)] * 1000, ('os.system', ('echo pwned',)), ('ZODB.POSException.ConflictError', {'oid': 5}),
           ('canary.Bird', ()), (None, None), ('builtins.KeyError', {'args': 7}), ((), ())]
 
-NOTICES = ['invalidateTransaction', 'info', 'receiveBlobStart', 'receiveBlobChunk', 'receiveBlobStop', 'eval', '.reply']
+NOTICES = ['invalidateTransaction', 'info', 'prefetched', 'receiveBlobStart', 'receiveBlobChunk', 'receiveBlobStop', 'eval', '.reply']
 
 NO_FRAMES = [b'\xff\xff\xff\xff', b'\0\0\0\0', b'\0\0\1\0half', b'HTTP/1.1 400 Bad\r\n\r\n', b'']
 

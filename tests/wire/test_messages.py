@@ -86,6 +86,14 @@ def test_many_stores_are_a_message_like_others(heads: bytes, stored: list[bytes]
     assert messages.decode_from_client(data) == (b'K\0', True, 'stores', args)
 
 
+@given(eight, st.lists(rows, max_size=3), st.lists(rows, max_size=3))
+def test_many_revisions_are_a_message_like_others(tid: bytes, heads: list[bytes], told: list[bytes]) -> None:
+    data = payload(messages.prefetched_notice(tid, heads, told))
+    args = tid, b''.join(heads), b''.join(told)
+    assert decode_as_client(data) == (0, True, 'prefetched', args)
+    assert messages.decode_from_server(data) == (0, True, 'prefetched', args)
+
+
 @given(requests, requests, st.booleans(), rows, rows, rows, st.lists(rows, max_size=3))
 def test_a_transaction_as_a_whole_is_a_message_like_others(
         message_id: int, transaction_id: int, tell_tid: bool, user: bytes, description: bytes, heads: bytes,

@@ -31,7 +31,7 @@ In memory an object takes some 50 bytes, plus one byte per 128 bytes of the file
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from hashlib import blake2b
 from io import FileIO
@@ -323,10 +323,11 @@ class Cache:
                     or len(data) > self._longest_aside or oid in aside
                     or not len(oid) == len(start) == 8 or self._ledger.index.knows(as_number(oid))):
                 return False
+            if len(aside) >= ASIDE or self._aside_size + len(data) > ASIDE_SIZE:
+                self._settle()  # not before: what came last is asked for next
+                return self._set_aside(oid, start, data)
             aside[oid] = data, start, None
             self._aside_size += len(data)
-            if len(aside) >= ASIDE or self._aside_size >= ASIDE_SIZE:
-                self._settle()
             return True
 
     @_small_change
@@ -348,6 +349,24 @@ class Cache:
             aside[oid] = data, tid, None
             self._aside_size += len(data)
         return True
+
+    def store_all(self, revisions: Sequence[tuple[bytes, tuple[bytes, bytes, bytes | None]]]) -> None:
+        """`store` many, each with its oid: record, start tid, end tid."""
+        news = {oid: (data, start, None) for oid, (data, start, end) in revisions
+                if end is None and len(data) <= self._longest_aside}
+        size = sum([len(data) for data, _, _ in news.values()])
+        with self._mutex:
+            if len(self._aside) + len(news) > ASIDE or self._aside_size + size > ASIDE_SIZE:
+                self._settle()
+            if (self._ledger.sound and not self._closed and not self._changing
+                    and len(news) == len(revisions) <= ASIDE and size <= ASIDE_SIZE
+                    and self._aside.keys().isdisjoint(news)
+                    and not any(map(self._ledger.index.knows, map(as_number, news)))):
+                self._aside.update(news)
+                self._aside_size += size
+                return
+        for oid, (data, start, end) in revisions:
+            self.store(oid, start, end, data)
 
     @_change
     def _settle(self) -> None:

@@ -57,6 +57,9 @@ from zeo.wire.messages import decode_from_server
 from zeo.wire.messages import load_request
 from zeo.wire.messages import notice as encode_notice
 from zeo.wire.messages import request as encode_request
+from zeo.wire.revisions import MOST
+from zeo.wire.revisions import Found
+from zeo.wire.revisions import unpack
 
 if TYPE_CHECKING:
     from zeo.wire.pieces import Divert
@@ -76,9 +79,6 @@ PATIENCE = 4
 
 #: The watcher looks whether it is needed this often, in seconds, and less often while it is not.
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.040
-
-#: So many loads are asked for at a time by `Channel.prefetch`; the server begins meanwhile.
-PREFETCHED = 100
 
 #: How long the end of a connection may wait for its last reader; that one has been told to stop.
 LAST_READER = 10.0
@@ -101,6 +101,19 @@ class Request:
         # how to make an exception; each waiter raises one of its own
         self.error: tuple[Callable[..., BaseException], tuple[Any, ...]] | None = None
         self.sleepers: list[Sleeper] = []  # who waits without reading
+
+
+class Prefetched(Request):
+    """A load that is asked for together with others, and answered like that: it has no number.
+
+    Its entry in `Channel._loads` is the right to answer it.  With `UNTOLD` for its result one has to ask again.
+    """
+
+    __slots__ = ()
+
+
+#: What the server tells of a revision that one has to ask for alone.
+UNTOLD: Any = object()
 
 
 class Sleeper:
@@ -138,11 +151,12 @@ class Channel:
 
     __slots__ = (
         'address', 'notices', 'ended', 'copies_files', '_sock', '_recv_into', '_outgoing', '_inbox', '_turn',
-        '_parked', '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded',
+        '_parked', '_requests', '_loads', '_inside', '_ids', '_calls', '_bell', '_loaded', '_told',
         '_pulsing', '_asked', '_silent', '__weakref__')
 
     def __init__(self, sock: socket.socket, inbox: Inbox, notices: dict[str, Notice], *,
-                 loaded: Effect | None = None, address: object = '', tls: Tls | None = None) -> None:
+                 loaded: Effect | None = None, told: Callable[[list[tuple[bytes, Found]]], None] | None = None,
+                 address: object = '', tls: Tls | None = None) -> None:
         self.address = address
         self.notices = notices
         #: None, or why the connection is at its end; set before anybody is told
@@ -169,6 +183,7 @@ class Channel:
         self._bell = Lock()  # released to make the watcher look at once
         self._bell.acquire()
         self._loaded = loaded
+        self._told = told
         self._pulsing = False  # the server gives signs of life
         self._asked: Request | None = None  # for one; this and the next belong to the leader
         self._silent = 0  # waits since then in which nothing came
@@ -192,40 +207,57 @@ class Channel:
     def load(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         """``loadBefore``; equal ones in flight are one.  The result has been given to ``loaded``."""
         key = oid, tid
-        request = self._loads.get(key)
-        if request is None:
-            message_id = next(self._ids)
-            request = Request(self._loaded, key)
-            result: tuple[bytes, bytes, bytes | None] | None = self._perform(
-                request, message_id, load_request(message_id, oid, tid))
-        else:
-            result = self._perform(request, 0, None)
+        result: tuple[bytes, bytes, bytes | None] | None = UNTOLD
+        while result is UNTOLD:
+            request = self._loads.get(key)
+            if request is None:
+                message_id = next(self._ids)
+                request = Request(self._loaded, key)
+                result = self._perform(request, message_id, load_request(message_id, oid, tid))
+            else:
+                result = self._perform(request, 0, None)
         return result
 
-    def prefetch(self, keys: Sequence[Key]) -> None:
-        """Ask for many revisions in few writes and do not wait; the answers are given to ``loaded``."""
-        messages = []
-        for key in keys:
-            message_id = next(self._ids)
-            messages.append((message_id, key, load_request(message_id, *key)))
+    def prefetch(self, oids: Sequence[bytes], tid: bytes, together: bool = False) -> None:
+        """Ask for many revisions in few writes and do not wait; the answers are given to ``loaded``.
+
+        ``together`` tells whether the server can be asked for many in one message.
+        """
         me = self._enter()
         try:
-            for first in range(0, len(messages), PREFETCHED):
-                frames: list[bytes] = []
-                for message_id, key, frame in messages[first:first + PREFETCHED]:
-                    request = Request(self._loaded, key)
-                    if self._register(request, message_id) is request:
-                        frames += frame
-                self._outgoing.post((b''.join(frames),))
+            ask = self._ask_together if together else self._ask_singly
+            for first in range(0, len(oids), MOST):  # the server begins meanwhile
+                frames = ask(oids[first:first + MOST], tid)
+                if frames:
+                    self._outgoing.send((b''.join(frames),))
             self._calls += 1
-            self._outgoing.send()
         except BaseException as error:
             self.end(error)  # what was registered may not have been sent
             raise
         finally:
             del self._inside[me]
-        if self.ended is not None:
+        if self.ended is not None:  # looked at when the requests can be found by who ended it
+            self._answer_all()
             raise self._error()
+
+    def _ask_singly(self, oids: Sequence[bytes], tid: bytes) -> Sequence[bytes]:
+        frames: list[bytes] = []
+        for oid in oids:
+            message_id = next(self._ids)
+            request = Request(self._loaded, (oid, tid))
+            if self._register(request, message_id) is request:
+                frames += load_request(message_id, oid, tid)
+        return frames
+
+    def _ask_together(self, oids: Sequence[bytes], tid: bytes) -> Sequence[bytes]:
+        loads = self._loads
+        wanted = []
+        for oid in oids:
+            key = oid, tid
+            request = Prefetched(None)
+            if loads.setdefault(key, request) is request:
+                wanted.append(oid)
+        return encode_notice('prefetch', (b''.join(wanted), tid)) if wanted else ()
 
     def post(self, name: str, args: Sequence[Any] = ()) -> None:
         """Send a one-way message, together with others or before the next request."""
@@ -447,10 +479,35 @@ class Channel:
                 raise
             finally:
                 self._answer(request)
+        elif name == 'prefetched':
+            self._tell(*args)
         else:
             notice = self.notices.get(name)
             if notice is not None:
                 notice(*args)
+
+    def _tell(self, tid: bytes, heads: bytes, records: bytes) -> None:
+        """Answer loads that were asked for together; they leave the table before the effects, as others do."""
+        revisions = unpack(heads, records)
+        requests: list[Request] = []
+        try:
+            for oid, found in revisions:
+                key = oid, tid
+                request = self._loads.get(key)
+                if type(request) is not Prefetched:
+                    raise ProtocolError('a revision is told that nobody has asked for')
+                requests.append(request)
+                del self._loads[key]
+                request.result = found or UNTOLD
+            if self._told is not None:
+                self._told([(oid, found) for oid, found in revisions if found is not None])
+        except BaseException:
+            for request in requests:
+                request.error = ClientDisconnected, ('what was told could not be dealt with',)
+            raise
+        finally:
+            for request in requests:
+                self._answer(request)
 
     def _refuse(self, payload: Payload, error: ProtocolError) -> None:
         """A message cannot be decoded: the call that it answers fails with `ProtocolError`.
@@ -568,7 +625,14 @@ class Channel:
         self._sock.close()
 
     def _answer_all(self) -> None:
-        self._loads.clear()
+        while self._loads:
+            try:
+                _, load = self._loads.popitem()
+            except KeyError:
+                break
+            if type(load) is Prefetched:
+                load.error = self._error, ()
+                self._answer(load)
         while self._requests:
             try:
                 _, request = self._requests.popitem()

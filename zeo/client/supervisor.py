@@ -108,7 +108,7 @@ class Link:
         self.channel = Channel(
             line.sock, line.inbox,
             {'invalidateTransaction': lambda tid, oids: self.early.append((tid, oids))},
-            loaded=upkeep.loaded, address=display(line.address), tls=line.tls)
+            loaded=upkeep.loaded, told=upkeep.told, address=display(line.address), tls=line.tls)
         self.channel.set_timeout(REPLY_PATIENCE)
 
     def learn(self, info: Mapping[str, Any]) -> None:

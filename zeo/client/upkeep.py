@@ -54,6 +54,10 @@ class Upkeep:
             data, start, end = result
             self.cache.store(key[0], start, end, data)
 
+    def told(self, revisions: Sequence[tuple[bytes, tuple[bytes, bytes, bytes | None]]]) -> None:
+        """The same with many revisions, and their oids."""
+        self.cache.store_all(revisions)
+
     def invalidated(self, tid: bytes, oids: Sequence[bytes]) -> None:
         """Another client has committed."""
         if tid <= self._verified:

@@ -222,7 +222,7 @@ class Served:
     def extensions(self) -> tuple[str, ...]:
         """What this server can do beyond the protocol for clients that ask for it."""
         can_settle = self.storage.can_settle if self.asks_further else self._can_choose or self._keeps_receipts
-        return ('verify', 'figures', 'stores', *(['settle'] if can_settle else []))
+        return ('verify', 'figures', 'stores', 'prefetch', *(['settle'] if can_settle else []))
 
     def sizes(self) -> dict[str, int]:
         """What ``info`` notices tell."""

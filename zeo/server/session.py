@@ -28,6 +28,7 @@ from ZODB.utils import z64
 from zeo.errors import ProtocolError
 from zeo.server import blobs
 from zeo.server import figures
+from zeo.server import prefetching
 from zeo.server import telling
 from zeo.server.backing import Unreachable
 from zeo.server.histogram import Histogram
@@ -56,6 +57,7 @@ from zeo.wire.framing import Payload
 from zeo.wire.messages import METHODS
 from zeo.wire.messages import PickledId
 from zeo.wire.messages import load_of
+from zeo.wire.revisions import MOST as MOST_PREFETCHED
 from zeo.wire.stores import unpack
 
 logger = logging.getLogger(__name__)
@@ -426,6 +428,20 @@ class Session:
 
     def loadBefore(self, oid: bytes, tid: bytes) -> None:
         """As a one-way message, which nobody sends: nothing to be done."""
+
+    def prefetch(self, oids: bytes, tid: bytes) -> None:
+        """Tell of many revisions in few messages."""
+        if type(oids) is not bytes or len(oids) % 8 or len(oids) > 8 * MOST_PREFETCHED:
+            raise TypeError(f'at most {MOST_PREFETCHED} oids are asked for in one message')
+        _tid(tid)
+        served = self._served
+        assert served is not None
+        served.statistics.loads += len(oids) // 8
+        try:
+            prefetching.tell(self.outbox, served.load_before or self._storage.loadBefore, oids, tid,
+                             self._wait_for_room)
+        except Unreachable as error:
+            self._database_is_lost(error)
 
     def loadSerial(self, oid: bytes, tid: bytes) -> bytes:
         record: bytes = self._storage.loadSerial(_oid(oid), _tid(tid))

@@ -53,6 +53,10 @@ from zeo.wire.framing import frame
 #:     ``commit(id, tell_tid, user, description, heads, records)`` in place of ``tpc_begin``, stores, and
 #:     ``vote(id, tell_tid)``, which it is answered like.  Who stores so is not sent ``info`` with the answer to
 #:     ``tpc_finish``: it asks, with ``get_info``, when somebody wants to know the size.
+#: ``prefetch``
+#:     After the notice ``prefetch(oids, tid)``, with at most `zeo.wire.revisions.MOST` oids (joined), the server
+#:     tells of each of them once, as ``loadBefore(oid, tid)`` would, by notices ``prefetched(tid, heads, records)``
+#:     with what `zeo.wire.revisions` puts there.
 #: ``pulse``
 #:     After the notice ``pulse()`` the server gives a sign of life, the notice ``pulse()``, every
 #:     `PULSE_INTERVAL` seconds unless it has something else to say; whatever its storages are busy with.
@@ -374,6 +378,17 @@ def load_reply(message_id: PickledId, record: bytes, start: bytes, end: bytes | 
     except Exception:
         pass  # an unusual storage, or too long
     return reply(message_id, (record, start, end))
+
+
+_IS_PREFETCHED = _START + _IS_NOTICE + _pickled_text('prefetched') + b'(' + _8
+
+
+def prefetched_notice(tid: bytes, heads: Sequence[bytes], records: Sequence[bytes]) -> Frame:
+    """``prefetched(tid, heads, records)``; both are still to be joined."""
+    rows = b''.join(heads)
+    size = sum(map(len, records))
+    head = b'%b%bB%b%bB%b' % (_IS_PREFETCHED, tid, _length4(len(rows)), rows, _length4(size))
+    return (b''.join((_header(len(head) + size + len(_ENDS_STORE)), head, *records, _ENDS_STORE)),)
 
 
 def _reply_of(data: Payload) -> FromServer | None:
@@ -819,6 +834,7 @@ METHODS: dict[str, Method] = {
     'verify': Method(1, 1),
     'settle': Method(2, 2),
     'stores': Method(3, 3),
+    'prefetch': Method(2, 2),
     'commit': Method(6, 6, writes=True),
     'figures': Method(0, 0),
     'stop_pack': Method(0, 0),
