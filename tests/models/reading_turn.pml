@@ -52,7 +52,7 @@
  *
  * BOUNDS  N callers (2), CALLS calls each (2), INV invalidations (1), socket buffers of ROOM (1)
  *   units, a request of caller 0 and each reply is PARTS (2) units long.
- *   All of these end with "errors: 0" (millions of states; seconds to two minutes; up to 3 GB):
+ *   All of these end with "errors: 0" (1 to 56 million states; seconds to four minutes; up to 3 GB):
  *     -DCALLS=2                                  two calls of each
  *     -DCALLS=1 -DINV=2                          a server stuck in invalidations alone
  *     -DCALLS=1 -DROOM=2                         several messages in one recv
