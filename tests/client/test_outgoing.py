@@ -190,6 +190,34 @@ def test_requests_that_were_left_go_out_in_one_write(line: Line, calls: Calls) -
     assert [line.peer.payload() for _ in range(4)] == [b'0', b'1', b'2', b'3']
 
 
+def test_who_sends_for_others_is_relieved_by_one_of_them(line: Line, calls: Calls) -> None:
+    """However many go on: here one more whenever something is sent."""
+    outgoing = line.outgoing
+    send = outgoing._send
+    rounds = module.TAKEN_ON + 1
+    came: list[threading.Thread] = []
+    sent_by: list[threading.Thread] = []
+    first = threading.current_thread()
+
+    def sending(data: Any, flags: int) -> int:
+        sent_by.append(threading.current_thread())
+        if len(sent_by) <= rounds:
+            came.append(threading.Thread(target=outgoing.send, args=(frame(b'%d' % len(came)),)))
+            came[-1].start()
+            until(lambda: outgoing._left, 'it wants to be sent')
+            if len(sent_by) < rounds:
+                came[-1].join(PATIENCE)  # it has left that to us
+                assert not came[-1].is_alive()
+        return send(data, flags)
+
+    outgoing._send = sending
+    outgoing.send(frame(b'mine'))
+    came[-1].join(PATIENCE)
+    assert sent_by == [first] * rounds + [came[-1]]
+    assert [line.peer.payload() for _ in range(rounds + 1)] == [b'mine', *(b'%d' % n for n in range(rounds))]
+    assert not outgoing._left and not outgoing._relieving and not outgoing._lock.locked()
+
+
 def test_nothing_is_left_to_one_that_does_not_look_for_it(line: Line, calls: Calls) -> None:
     with line.outgoing._lock:  # a sign of life is sent
         sending = calls.start(line.outgoing.send, frame(b'request'))

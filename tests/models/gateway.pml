@@ -14,13 +14,18 @@ what this model checks within small bounds, exhaustively:
     No lock is held; the reply enters under the mark, as in ordering.pml, and waits until what it shows has
     been announced here.
     register, ping and lastTransaction poll first, and tell what was announced then.
+    A pack of the database removes revisions that later ones, up to the time of the pack, have replaced. If a
+    poll finds a transaction not announced here that was packed, it announces none of what it found: the server
+    begins afresh with the last one, and hangs up on everybody; who is hung up on comes back.
 
 Who takes part
     server 0    session 0 commits, session 2 loads and pings.
     server 1    session 1 commits; session 3 loads, and may come over from server 0 with its cache.
     Each has a poller.  Server 0 may be killed at any step; what was committed stays in the database.
+    Somebody may pack the database up to any transaction, once.
 
-What is simplified: as in ordering.pml; and there can be no conflict, a vote that fails changes nothing.
+What is simplified: as in ordering.pml; and there can be no conflict, a vote that fails changes nothing. Loads of
+revisions that were packed away are answered as before. Session 3 does not come back once it is hung up on.
 
 What is checked (each is an assertion; -DCHECKS=n, the sum of the numbers, selects some)
       1  I   announcements in tid order, without a gap; at the end everybody has heard of everything
@@ -36,8 +41,9 @@ How to run
     python -m tests.models gateway
     spin -DMOVER=0 -a gateway.pml && gcc -O2 -w -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan -m20000 -n
     spin -DLOADER=0 -a gateway.pml && ...              without session 2, with session 3
-    Larger: -DMAXT=3 -DCOMMITS1=2 (MAXT is to be COMMITS0 + COMMITS1), -DPINGS=1, -DKILLS=1; too many
-    for an exhaustive run: -DOIDS=2, -DLOADS=2, and both sessions at once (use gcc -DBITSTATE).
+    Larger: -DMAXT=3 -DCOMMITS1=2 (MAXT is to be COMMITS0 + COMMITS1), -DPINGS=1, -DKILLS=1, -DPACKS=1 (with
+    -DOIDS=2 -DCOMMITS0=0 -DCOMMITS1=2 torn ones, without who is just finishing one); too many for an
+    exhaustive run: -DOIDS=2 else, -DLOADS=2, and both sessions at once (use gcc -DBITSTATE).
 
 What the protections are for: -D... takes one out                                      found
     NO_TURN            polls and own commits announce at the same time                 I, F
@@ -53,6 +59,8 @@ What the protections are for: -D... takes one out                               
     PING_BLINDLY       ping does not poll                                              P (-DPINGS=1)
     REGISTER_BLINDLY   register does not poll                                          R
     TID_FROM_DATABASE  register tells the database's last tid                          R
+    PACKED_BLINDLY     transactions that were packed are announced with what is left   C (-DPACKS=1 -DOIDS=2)
+    AFRESH_QUIETLY     the server begins afresh, and hangs up on nobody                I (-DPACKS=1)
 */
 
 #ifndef CHECKS
@@ -88,6 +96,9 @@ What the protections are for: -D... takes one out                               
 #ifndef KILLS
 #define KILLS 0
 #endif
+#ifndef PACKS
+#define PACKS 0
+#endif
 #ifndef LOADER
 #define LOADER 1
 #endif
@@ -103,6 +114,7 @@ What the protections are for: -D... takes one out                               
 /* the database */
 byte vis;                  /* last tid committed                                 */
 byte changed[MAXT + 1];    /* bit set of oids changed by each tid                */
+byte packed;               /* last tid up to which it was packed                 */
 
 /* the servers */
 bool turn[2];              /* who polls and announces                            */
@@ -138,6 +150,7 @@ bool quiet;
 #define GIVE(v) turn[v] = false
 #endif
 #define GONE(s) (down[at[s]] || !sub[s])
+#define HUNG_UP(s) (PACKS && !down[at[s]] && !sub[s])
 
 inline is_current(r, o, t, res) {
     res = true;
@@ -184,8 +197,26 @@ inline forget(s, oids, t) {
     o_ = 0
 }
 
-inline hear(s, t) {
-    forget(s, changed[t], t);
+#ifdef PACKED_BLINDLY
+inline look_what_is_left(t, upto) {  /* into left_, of what t changed */
+    d_step {
+        left_ = changed[t]; y_ = t + 1;
+        do
+        :: y_ <= upto && y_ <= MAXT -> left_ = left_ & ~changed[y_]; y_++
+        :: else -> break
+        od;
+        y_ = 0
+    }
+}
+#define LEFT_OF(t) left_
+#define AND_LEFT , left_
+#else
+#define LEFT_OF(t) changed[t]
+#define AND_LEFT
+#endif
+
+inline hear(s, t, oids) {
+    forget(s, oids, t);
     NEED(kI, t >= last[s]);
     if
     :: t > last[s] -> last[s] = t
@@ -205,7 +236,7 @@ inline announce_to(s, t) {
             published[s]++;
             announced[s] = t;
             if
-            :: ready[s] -> hear(s, t)
+            :: ready[s] -> hear(s, t, LEFT_OF(t))
             :: else -> early[s] = early[s] | BIT(t)
             fi
         :: else
@@ -254,8 +285,32 @@ inline answer(s, t) {                /* the reply to tpc_finish */
 #define HEARS_NOT(t, own) (t == own)
 #endif
 
+inline begin_afresh(v, t) {          /* the ring of recent invalidations, too, under the publisher's mutex */
+    d_step {
+        publast[v] = t;
+        y_ = 0;
+        do
+        :: y_ < S ->
+            if
+#ifndef AFRESH_QUIETLY
+            :: at[y_] == v && sub[y_] ->
+                sub[y_] = false; ready[y_] = false; early[y_] = 0;
+                if
+                :: y_ != 3 -> resting[y_] = false
+                :: else
+                fi
+#endif
+            :: else
+            fi;
+            y_++
+        :: else -> break
+        od;
+        y_ = 0
+    }
+}
+
 inline poll(v, own, s) {             /* the finish of `own` by session s, or NONE */
-    seen_ = vis;
+    atomic { seen_ = vis; upto_ = packed }
 #ifndef GENERATION_LATE
     if
     :: publast[v] < seen_ -> generation[v]++
@@ -268,6 +323,12 @@ inline poll(v, own, s) {             /* the finish of `own` by session s, or NON
     :: else
     fi;
 #endif
+#ifndef PACKED_BLINDLY
+    if
+    :: upto_ > publast[v] -> begin_afresh(v, seen_)
+    :: else
+    fi;
+#endif
 #ifdef MERGED
     if
     :: publast[v] < seen_ -> publast[v] = seen_ - 1
@@ -277,6 +338,9 @@ inline poll(v, own, s) {             /* the finish of `own` by session s, or NON
     do
     :: publast[v] < seen_ && !down[v] ->
         t_ = publast[v] + 1;
+#ifdef PACKED_BLINDLY
+        look_what_is_left(t_, upto_);
+#endif
         y_ = 0;
         do
         :: y_ < S ->
@@ -294,7 +358,7 @@ inline poll(v, own, s) {             /* the finish of `own` by session s, or NON
 #ifdef GENERATION_LATE
     generation[v]++;
 #endif
-    atomic { seen_ = 0; t_ = 0; y_ = 0 }
+    atomic { seen_ = 0; upto_ = 0; t_ = 0; y_ = 0 }
 }
 
 /* ---- requests ------------------------------------------------------------- */
@@ -463,7 +527,7 @@ inline do_register(s, v) {
             do
             :: y_ <= MAXT ->
                 if
-                :: (early[s] & BIT(y_)) && y_ > start -> hear(s, y_)
+                :: (early[s] & BIT(y_)) && y_ > start -> hear(s, y_, changed[y_])
                 :: else
                 fi;
                 y_++
@@ -481,25 +545,28 @@ inline do_register(s, v) {
 /* ---- processes --------------------------------------------------------------- */
 
 proctype Session(byte s; byte commits; byte loads; byte pings) {
-    byte before, oid, start, end, mark, mine, wanted, seen_, t_, x_, y_, o_;
+    byte before, oid, start, end, mark, mine, wanted, seen_, upto_, t_, x_, y_, o_ AND_LEFT;
     bool ok_;
 
     do
-    :: GONE(s) -> break
+    :: GONE(s) && !HUNG_UP(s) -> break
+    :: HUNG_UP(s) -> resting[s] = false; do_register(s, at[s])
     :: !GONE(s) && commits > 0 -> commits--; do_commit(s)
     :: !GONE(s) && loads > 0 -> loads--; do_load(s)
     :: !GONE(s) && pings > 0 -> pings--; do_ping(s)
     :: !GONE(s) && commits + loads + pings == 0 ->
         resting[s] = true;
-        (GONE(s) || quiet);
-        break
+        if
+        :: quiet -> break
+        :: GONE(s)
+        fi
     od;
     resting[s] = true
 }
 
 /* Session 3 comes to server 1: with the cache that the client of session 0 has by now, or one as of tid 0. */
 proctype Mover(byte loads) {
-    byte before, oid, start, end, mark, seen_, t_, x_, y_, o_;
+    byte before, oid, start, end, mark, seen_, upto_, t_, x_, y_, o_ AND_LEFT;
     bool ok_;
 
     if
@@ -521,7 +588,7 @@ proctype Mover(byte loads) {
 }
 
 proctype Poller(byte v) {
-    byte seen_, t_, y_, o_, x_;
+    byte seen_, upto_, t_, y_, o_, x_ AND_LEFT;
     bool ok_;
     do
     :: publast[v] < vis && !down[v] ->
@@ -535,6 +602,14 @@ proctype Poller(byte v) {
 proctype Killer(byte n) {
     if
     :: n > 0 -> down[0] = true
+    :: true
+    fi
+}
+
+proctype Packer() {
+    if
+    :: atomic { vis > 0 -> packed = vis }
+    :: atomic { vis > 1 -> packed = vis - 1 }
     :: true
     fi
 }
@@ -575,7 +650,11 @@ init {
         :: else -> resting[3] = true
         fi;
         run Poller(0); run Poller(1);
-        run Killer(KILLS)
+        run Killer(KILLS);
+        if
+        :: PACKS -> run Packer()
+        :: else
+        fi
     }
     atomic {
         resting[0] && resting[1] && resting[2] && resting[3] &&

@@ -18,7 +18,7 @@ needs_spin = pytest.mark.skipif(REASON is not None, reason=f'{REASON} (apt-get i
 SIZES = {
     'ordering': {'CHECKS', 'MAXT', 'COMMITS0', 'COMMITS1', 'LOADS0', 'LOADS2', 'LOADS3', 'PINGS', 'LOSSES',
                  'LOADER', 'CONNECTOR', 'TIMEOUT', 'OIDS'},
-    'gateway': {'CHECKS', 'MAXT', 'COMMITS0', 'COMMITS1', 'LOADS', 'PINGS', 'LOADER', 'MOVER', 'OIDS', 'KILLS'},
+    'gateway': {'CHECKS', 'MAXT', 'COMMITS0', 'COMMITS1', 'LOADS', 'PINGS', 'LOADER', 'MOVER', 'OIDS', 'KILLS', 'PACKS'},
     'reading_turn': {'N', 'CALLS', 'INV', 'ROOM', 'PARTS'},
 }
 

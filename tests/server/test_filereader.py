@@ -1,7 +1,10 @@
 """The reader finds what the storage finds, also while a pack puts another file in the place of the storage's."""
 
+import contextlib
 import errno
 import os
+import pickle
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +14,14 @@ import pytest
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.format import CorruptedDataError
+from ZODB.fsIndex import fsIndex
 from ZODB.POSException import POSKeyError
 from ZODB.serialize import referencesf
 from ZODB.utils import maxtid, z64
 
+from tests.client.peer import PATIENCE
 from tests.server.talk import oid
+from tests.system.servers import until
 from zeo.server import filereader
 from zeo.server.filereader import FileReader, load_before_of
 from zeo.server.served import Served
@@ -137,8 +143,10 @@ def test_after_a_pack_the_new_file_is_read(storage: FileStorage, reader: FileRea
 
 def test_where_no_more_files_can_be_opened_the_storage_reads(
         storage: FileStorage, reader: FileReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit(storage, (z64, b'\x80\x03N.\x80\x03N.'))
+    for number in range(2):
+        commit(storage, (z64, b'\x80\x03N.\x80\x03K%c.' % number))
     pack(storage)
+    assert storage._index is not reader._place.index  # so that it is to be opened
 
     def refuse(*_: Any) -> int:
         raise OSError(errno.EMFILE, 'too many open files')
@@ -196,6 +204,79 @@ def test_a_pack_that_ends_before_a_record_is_looked_up_does_not_mix_them_either(
     assert reader.load_before(z64, maxtid) == expected
 
 
+@pytest.mark.parametrize('when', ['looked up', 'begun', 'known to be long'])
+def test_another_thread_that_goes_on_to_the_new_file_does_not_mix_them(
+        storage: FileStorage, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def turn() -> None:
+        if when not in turned:
+            turned.append(when)
+            pack(storage)
+            assert reader.load_before(z64, maxtid) == expected
+            assert reader._place is not place
+
+    class Index(fsIndex):  # type: ignore[misc]
+        def __getitem__(self, key: bytes) -> Any:
+            at = super().__getitem__(key)
+            if when == 'looked up' and self is place.index:
+                turn()
+            return at
+
+    def pread(number: int, size: int, at: int) -> bytes:
+        if (when == 'known to be long') == (size != 4096):
+            turn()
+        return os.pread(number, size, at)
+
+    turned: list[str] = []
+    for number in range(5):
+        commit(storage, (z64, b'\x80\x03N.' + pickle.dumps(b'%d' % number * 10_000, 3)))
+    expected = storage.loadBefore(z64, maxtid)
+    storage._index = Index(storage._index)
+    reader = FileReader(storage)
+    reader._otherwise = None
+    place = reader._place
+    monkeypatch.setattr(filereader, '_pread', pread)
+    assert reader.load_before(z64, maxtid) == expected and turned
+
+
+@pytest.mark.parametrize('packed_first', [True, False])
+def test_no_pack_ends_between_the_file_and_its_index(
+        storage: FileStorage, monkeypatch: pytest.MonkeyPatch, packed_first: bool) -> None:
+    """It is about to, when the file is opened, and does when what belongs to it may be let go of."""
+    for number in range(5):
+        last = commit(storage, (z64, b'\x80\x03N.\x80\x03K%c.' % number))
+    packing = threading.Thread(target=pack, args=(storage,))
+    get, write_lock, about_to, open_it = storage._files.get, storage._files.write_lock, threading.Event(), os.open
+
+    @contextlib.contextmanager
+    def getting() -> Iterator[Any]:
+        with get() as file:
+            yield file
+        if threading.current_thread() is not packing:
+            packing.join(PATIENCE)
+            assert not packing.is_alive()
+
+    def locking() -> Any:
+        about_to.set()
+        return write_lock()
+
+    def opening(path: Any, flags: int, *args: Any) -> int:
+        number = None if packed_first else open_it(path, flags, *args)
+        if not about_to.is_set():
+            packing.start()
+            assert about_to.wait(PATIENCE)
+            until(lambda: storage._files.writers or not packing.is_alive(), 'it waits for readers, or has ended')
+            if not storage._files._out:
+                packing.join(PATIENCE)
+        return open_it(path, flags, *args) if number is None else number
+
+    monkeypatch.setattr(storage._files, 'get', getting)
+    monkeypatch.setattr(storage._files, 'write_lock', locking)
+    monkeypatch.setattr(os, 'open', opening)
+    place = filereader._Place(storage)
+    assert os.pread(place.number, 16, place.index[z64]) == z64 + last
+    assert storage._index is not place.index
+
+
 def test_damage_is_told_by_the_storage(storage: FileStorage, reader: FileReader) -> None:
     commit(storage, (oid(1), b'record'))
     at = storage._index[oid(1)]
@@ -214,6 +295,31 @@ def test_a_file_that_ends_too_early_is_no_record(storage: FileStorage, reader: F
     assert reader.load_before(oid(1), maxtid) == 'the storage was asked'
 
 
+@pytest.mark.parametrize('left', [0, 20, 41])
+def test_nor_is_a_file_that_ends_before_the_record_has_begun(
+        storage: FileStorage, reader: FileReader, left: int) -> None:
+    commit(storage, (oid(1), b'record'))
+    os.truncate(storage._file_name, storage._index[oid(1)] + left)
+    reader._otherwise = lambda *_: 'the storage was asked'
+    assert reader.load_before(oid(1), maxtid) == 'the storage was asked'
+
+
+def test_a_record_of_a_version_is_told_by_the_storage(storage: FileStorage, reader: FileReader) -> None:
+    commit(storage, (oid(1), b'record'))
+    at = storage._index[oid(1)]
+    with open(storage._file_name, 'r+b') as file:
+        file.seek(at + 32)
+        file.write(b'\0\1')
+    storage._files.flush()
+    assert the_same(storage, reader, oid(1))[0] is ValueError
+
+
+@pytest.mark.parametrize('number', [b'', b'short', b'much too long', 'text', None, 7])
+def test_what_is_no_oid_is_told_by_the_storage(storage: FileStorage, reader: FileReader, number: Any) -> None:
+    commit(storage, (oid(1), b'record'))
+    assert isinstance(the_same(storage, reader, number)[0], type)
+
+
 def test_a_closed_storage_is_not_read_from(storage: FileStorage, reader: FileReader) -> None:
     commit(storage, (oid(1), b'record'))
     storage.close()
@@ -229,6 +335,9 @@ def test_other_storages_load_themselves(storage: FileStorage, tmp_path: Path, mo
     assert load_before_of(special) is None
     special.close()
     assert load_before_of(storage) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(filereader, '_pread', None)  # as on Windows
+        assert load_before_of(storage) is None
     monkeypatch.setattr(storage, 'loadBefore', print, raising=False)
     assert load_before_of(storage) is None
 
