@@ -717,6 +717,7 @@ def test_what_is_not_told_is_asked_for_alone_by_who_wants_it(line: Line, calls: 
     line.peer.send(told(1, untold=(2, 3)))
     message = line.peer.read('loadBefore')
     assert message.args == (oid(2), tid(9))
+    parked(line, 1)  # the other one has joined that
     line.peer.refuse(message, POSKeyError(oid(2)))
     for result in results:
         with pytest.raises(POSKeyError):
