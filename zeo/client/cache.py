@@ -334,7 +334,7 @@ class Cache:
 
     @_small_change
     def _set_all_aside(self, tid: bytes, records: Mapping[bytes, object]) -> bool:
-        """Keep for later what a transaction of this client brings; False: it has to be stored now, what is aside, too."""
+        """Keep for later what a transaction of this client brings; False: it has to be stored now."""
         aside, ledger, number = self._aside, self._ledger, as_number(tid)
         if not ledger.sound or len(aside) + len(self._former) + len(records) > ASIDE:
             return False

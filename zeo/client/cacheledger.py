@@ -95,7 +95,10 @@ class Ledger:
                 self.invalidate(end, [oid])
 
     def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> int:
-        """`learn` current revisions that start at the same tid, by oid.  Of so many the one before is invalidated then."""
+        """`learn` current revisions that start at the same tid, by oid.
+
+        The one before is invalidated of as many as it returns.
+        """
         is_next, room, since = self.index.is_next, self.log.room, p64(start)
         names, bodies, length, learned = [], [], 0, 0
         for oid, body in revisions:
