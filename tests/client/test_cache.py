@@ -227,6 +227,19 @@ def test_a_small_transaction_is_set_aside_and_hides_what_it_ends(opened: Callabl
     assert cache.load(A) == (b'three', T3) and len(cache) == 4
 
 
+def test_what_is_loaded_anew_is_set_aside_beside_its_history(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, b'one')
+    cache.invalidate(T3, [A])
+    cache.store(A, T2, None, b'wrong')      # there can be no such thing
+    assert not cache._aside and cache.load(A) is None
+    cache.store(A, T3, None, b'three')
+    assert list(cache._aside) == [A]
+    assert cache.load(A) == (b'three', T3)
+    assert cache.loadBefore(A, T3) == (b'one', T1, T3)
+    assert cache.load(A) == (b'three', T3) and not cache._aside
+
+
 def test_a_small_transaction_ends_what_was_set_aside_before(opened: Callable[..., Cache]) -> None:
     cache = opened(None, MB)
     cache.store(A, T1, None, b'one')

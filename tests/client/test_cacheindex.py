@@ -49,6 +49,37 @@ def test_history_that_reaches_beyond_a_revision_shows_that_it_is_not_current() -
     assert not index((10, 20, 1)).wants(A, 15, OPEN)
 
 
+@pytest.mark.parametrize('doubt', [False, True])
+@pytest.mark.parametrize('revisions', [
+    [], [(10, OPEN, 1)], [(10, 20, 1)], [(10, 20, 1), (20, OPEN, 2)], [(10, 20, 1), (30, OPEN, 2)]])
+def test_to_renew_is_to_invalidate_and_to_put(revisions: list[tuple[int, int, int]], doubt: bool) -> None:
+    one, other = index(*revisions), index(*revisions)
+    if doubt:
+        one.suspect_all()
+        other.suspect_all()
+    assert one.is_next(A, 40)
+    one.renew([(A, 40), (B, 40)], [7, 8])
+    other.invalidate(40, [A, B])
+    other.put(Kind.CURRENT, A, 40, OPEN, 7)
+    other.put(Kind.CURRENT, B, 40, OPEN, 8)
+    assert one.pack() == other.pack()
+
+
+@pytest.mark.parametrize('start, following, over', [(5, False, False), (30, False, False), (31, True, False)])
+def test_what_is_current_is_not_over_and_may_have_a_follower(start: int, following: bool, over: bool) -> None:
+    known = index((10, 20, 1), (30, OPEN, 2))
+    assert (known.is_next(A, start), known.is_over(A, start)) == (following, over)
+    known.suspect_all()
+    assert (known.is_next(A, start), known.is_over(A, start)) == (following, over)
+
+
+@pytest.mark.parametrize('start, over', [(19, False), (20, True), (21, True)])
+def test_what_has_ended_is_over_from_then_on(start: int, over: bool) -> None:
+    known = index((10, 20, 1))
+    assert known.is_next(A, start) is known.is_over(A, start) is over
+    assert known.is_next(B, start) is known.is_over(B, start) is True
+
+
 def test_a_newer_current_revision_leaves_an_older_one_without_a_known_end_behind() -> None:
     known = index((10, OPEN, 1))
     known.put(Kind.CURRENT, A, 30, OPEN, 2)

@@ -20,10 +20,11 @@ log starts over when there is something to store.
 
 **What came last is set aside.**  Loads come one at a time, each after a wait in which the processor
 forgot all about us; putting many revisions away at once, as one record of the log, takes a fraction of
-the time.  So new current ones of unknown objects first go into a small dict, where they can be found; any
-other change puts them away before it is made, and so sees nothing of it.  So do those of this client's own
-small transactions.  They hide what the index holds of their objects: who wants an older one changes something,
-too.  The file speaks of no later transaction before it has these: it tells the last tid there was before them.
+the time.  So new current ones, after all that is known of their objects, first go into a small dict, where they
+can be found; any other change puts them away before it is made, and so sees nothing of it.  So do those of this
+client's own small transactions, which also end what is current in the index.  What is aside hides what the index
+holds of its object: who wants an older one changes something, too.  The file speaks of no later transaction
+before it has these: it tells the last tid there was before them.
 
 In memory an object takes some 50 bytes, plus one byte per 128 bytes of the file.
 """
@@ -44,8 +45,8 @@ from zlib import crc32
 from ZODB.utils import p64, u64, z64
 
 from zeo.client.cachefile import RESIDUE, Content, Log, Unusable, claim, pack, unnamed, unpack
-from zeo.client.cacheindex import OPEN
-from zeo.client.cacheledger import MOST_USED, Ledger
+from zeo.client.cacheindex import OPEN, Kind
+from zeo.client.cacheledger import MOST_USED, NEXT, Ledger
 from zeo.errors import ClientStorageError
 
 __all__ = ['Cache', 'CacheUnavailable', 'cache_path', 'open_cache']
@@ -321,7 +322,9 @@ class Cache:
             aside = self._aside
             if (not self._ledger.sound or self._closed or self._changing or type(data) is not bytes
                     or len(data) > self._longest_aside or oid in aside
-                    or not len(oid) == len(start) == 8 or self._ledger.index.knows(as_number(oid))):
+                    or not len(oid) == len(start) == 8
+                    or (self._ledger.index.knows(as_number(oid))
+                        and not self._ledger.index.is_over(as_number(oid), as_number(start)))):
                 return False
             if len(aside) >= ASIDE or self._aside_size + len(data) > ASIDE_SIZE:
                 self._settle()  # not before: what came last is asked for next
@@ -332,7 +335,7 @@ class Cache:
 
     @_small_change
     def _set_all_aside(self, tid: bytes, records: Mapping[bytes, object]) -> bool:
-        """Keep for later what a transaction of this client brings; False: it has to be stored now, what is aside, too."""
+        """Keep for later what a transaction of this client brings; False: it has to be stored now."""
         aside, ledger, number = self._aside, self._ledger, as_number(tid)
         if not ledger.sound or len(aside) + len(self._former) + len(records) > ASIDE:
             return False
@@ -380,7 +383,7 @@ class Cache:
             if self._former:
                 former, their_bodies = zip(*self._former)
                 names, bodies = [*former, *names], their_bodies + bodies
-            ledger.learn_news(names, bodies)
+            ledger.learn_news(names, bodies, Kind.CURRENT if ledger.behind is None else NEXT)
             ledger.behind = None
             # Who hits takes no lock: there may be more any moment, also of what has gone since.
             for oid, hits in self._aside_hits.copy().items():

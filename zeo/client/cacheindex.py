@@ -109,6 +109,13 @@ class Index:
         # By places: who asks has just missed the object there, and the processor remembers that.
         return oid in self.current.places or oid in self.suspect.places or oid in self.historic
 
+    def is_over(self, oid: int, start: int) -> bool:
+        """Whether all that is known of `oid` had ended when `start` began."""
+        if oid in self.current.places or oid in self.suspect.places:
+            return False
+        rows = self.historic.get(oid)
+        return rows is None or _end(rows, len(rows)) <= start
+
     def is_next(self, oid: int, start: int) -> bool:
         """Whether a revision that begins at `start` comes after all that is known of `oid`."""
         latest: int | None = self.current.starts.get(oid)

@@ -18,7 +18,7 @@ from ZODB.utils import p64, u64
 from zeo.client.cachefile import ALONE, COLLECTED, MANY, SIZE_BITS, Content, Log, pack, pack_all, repack, unpack
 from zeo.client.cacheindex import OPEN, Index, Kind
 
-__all__ = ['MOST_USED', 'Ledger']
+__all__ = ['MOST_USED', 'NEXT', 'Ledger']
 
 # Tags of records.  A revision has that of its kind; its oid, start, end and body are its own.
 KINDS: dict[bytes, Kind] = {kind.value: kind for kind in Kind}
@@ -95,7 +95,10 @@ class Ledger:
                 self.invalidate(end, [oid])
 
     def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> int:
-        """`learn` current revisions that start at the same tid, by oid.  Of so many the one before is invalidated then."""
+        """`learn` current revisions that start at the same tid, by oid.
+
+        The one before is invalidated of as many as it returns.
+        """
         is_next, room, since = self.index.is_next, self.log.room, p64(start)
         names, bodies, length, learned = [], [], 0, 0
         for oid, body in revisions:
@@ -113,23 +116,30 @@ class Ledger:
             self.learn_news(names, bodies)
         return learned + len(names)
 
-    def learn_news(self, names: Sequence[bytes], bodies: Sequence[bytes]) -> None:
+    def learn_news(self, names: Sequence[bytes], bodies: Sequence[bytes], tag: bytes = NEXT) -> None:
         """Keep current revisions that are not too long: oid and start of each, and body.
 
-        Each `is_next`, at its turn, and invalidates the one before.
+        Each `is_next`, at its turn, and invalidates the one before.  With the tag of a current one all before is over.
         """
         count, log, length = len(names), self.log, sum(map(len, bodies))
         if count > 1 and (count > MANY or not log.fits(length, count)):
             half = count // 2
-            self.learn_news(names[:half], bodies[:half])
-            self.learn_news(names[half:], bodies[half:])
+            self.learn_news(names[:half], bodies[:half], tag)
+            self.learn_news(names[half:], bodies[half:], tag)
             return
         if not log.fits(length, count):
             self._make_room(length)
-        places = log.append_all(NEXT, pack_all(names, bodies))
+        places = log.append_all(tag, pack_all(names, bodies))
         first, end = places[0] >> GRAIN_BITS, (places[-1] >> GRAIN_BITS) + 1
         self._used[first:end] = bytes(end - first)
-        self.index.renew(NAME.iter_unpack(b''.join(names)), places)
+        revisions = NAME.iter_unpack(b''.join(names))
+        if tag == NEXT:
+            self.index.renew(revisions, places)
+        else:
+            current = self.index.current
+            for (oid, start), place in zip(revisions, places):
+                current.starts[oid] = start
+                current.places[oid] = place
 
     def invalidate(self, tid: int, oids: Iterable[int]) -> None:
         """See `Index.invalidate`."""
