@@ -326,7 +326,7 @@ class Cache:
                     or (self._ledger.index.knows(as_number(oid))
                         and not self._ledger.index.is_over(as_number(oid), as_number(start)))):
                 return False
-            if len(aside) >= ASIDE or self._aside_size + len(data) > ASIDE_SIZE:
+            if len(aside) + len(self._former) >= ASIDE or self._aside_size + len(data) > ASIDE_SIZE:
                 self._settle()  # not before: what came last is asked for next
                 return self._set_aside(oid, start, data)
             aside[oid] = data, start, None
@@ -359,7 +359,7 @@ class Cache:
                 if end is None and len(data) <= self._longest_aside}
         size = sum([len(data) for data, _, _ in news.values()])
         with self._mutex:
-            if len(self._aside) + len(news) > ASIDE or self._aside_size + size > ASIDE_SIZE:
+            if len(self._aside) + len(self._former) + len(news) > ASIDE or self._aside_size + size > ASIDE_SIZE:
                 self._settle()
             if (self._ledger.sound and not self._closed and not self._changing
                     and len(news) == len(revisions) <= ASIDE and size <= ASIDE_SIZE
