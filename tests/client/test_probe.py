@@ -27,5 +27,6 @@ def test_where_no_server_is_that_is_told() -> None:
 
 def test_who_says_nothing_is_not_waited_for_longer_than_the_time_out() -> None:
     with socket.create_server(('127.0.0.1', 0)) as silent:
-        with pytest.raises(ClientDisconnected, match='no answer within 0.1 seconds; perhaps the server speaks TLS'):
+        with pytest.raises(ClientDisconnected, match='no answer within 0.1 seconds; perhaps it is stopped, or hangs;'
+                           ' or the server speaks TLS'):
             probe(silent.getsockname(), timeout=0.1)

@@ -155,8 +155,8 @@ def secure(sock: socket.socket, address: Address, security: Security | None) -> 
 
 def no_answer(seconds: float, perhaps_tls: bool) -> TimeoutError:
     """Of a server that says nothing; perhaps because it waits for TLS, where the client has to begin."""
-    return TimeoutError(f'no answer within {seconds:g} seconds'
-                        + (f'; perhaps {SPEAKS_TLS}' if perhaps_tls else ''))
+    return TimeoutError(f'no answer within {seconds:g} seconds; perhaps it is stopped, or hangs'
+                        + (f'; or {SPEAKS_TLS}' if perhaps_tls else ''))
 
 
 class _Attempt:
