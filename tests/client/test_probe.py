@@ -21,7 +21,8 @@ def test_a_server_of_either_make_tells_of_its_storages(
 
 
 def test_where_no_server_is_that_is_told() -> None:
-    with pytest.raises(ClientDisconnected, match='no server answers at /no/such/file'):
+    with pytest.raises(ClientDisconnected, match='no server answers at /no/such/file .there is no such socket file;'
+                                                 ' to name a port, give host:port'):
         probe('/no/such/file')
 
 
