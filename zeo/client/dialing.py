@@ -194,6 +194,8 @@ class _Attempt:
         self.sock.setsockopt(*option, struct.pack('ll', 1, 0))
         try:
             self.sock.connect(self.where)
+        except FileNotFoundError:  # also where a host without a port was meant
+            raise FileNotFoundError('there is no such socket file; a port is named by (host, port)') from None
         except BlockingIOError:
             raise TimeoutError('the server does not accept connections') from None
         self.sock.setsockopt(*option, struct.pack('ll', 0, 0))
