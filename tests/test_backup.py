@@ -83,6 +83,13 @@ def test_each_run_adds_what_is_new_and_all_of_it_is_restored(
     assert site.restored() == {'one': 1, 'blob': b'a blob' * 100_000, 'two': 2}
 
 
+def test_of_a_storage_without_transactions_no_backup_is_made(
+        start_server: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start_server()
+    assert run('%s:%d' % server.address, tmp_path / 'backup') == 0
+    assert capsys.readouterr().out == 'nothing to back up: there is no transaction yet\n'
+
+
 def test_a_point_in_time_is_restored(site: Site) -> None:
     tids = [site.commit('number', number) for number in range(4)]
     assert run(site.address, site.backup) == 0

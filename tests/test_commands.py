@@ -8,11 +8,13 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.system.servers import ROOT
+from tests.system.servers import Server
 from zeo import commands
 from zeo.commands import Failure
 from zeo.commands import Progress
@@ -130,3 +132,20 @@ def test_every_option_is_in_the_readme_and_the_shared_ones_are_everywhere(name: 
     assert {'-p', '--port', '-h', '--host', '-U', '--unix', '-S', '--storage', '--help', '--version'} <= options
     for option in options - {'--port', '--host', '--unix', '--storage', '--help', '--version'}:
         assert re.search(rf'(`|\s|\$.*){option}\b', readme), option
+
+
+@pytest.mark.parametrize('name, more', [('pack', ()), ('copy', ('copied.fs',)), ('backup', ('folder',)), ('status', ())])
+def test_a_server_that_is_stopped_is_not_waited_for(
+        start_server: Callable[..., Server], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, 'PATIENCE', .2)
+    server = start_server()
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        assert importlib.import_module(f'zeo.{name}').main(['%s:%d' % server.address, *more]) == 1
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    [line] = capsys.readouterr().err.splitlines()
+    assert 'no answer within 0.2 seconds; perhaps it is stopped, or hangs' in line

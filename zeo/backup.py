@@ -110,7 +110,8 @@ def back_up(source: Any, folder: Path, stop: threading.Event) -> None:
             start = p64(u64(last) + 1)
         end = last_tid(source)
         if end < (start or p64(1)):
-            print(f'nothing new since {when(backup.lastTransaction()) if start else "ever"}')
+            print(f'nothing new since {when(backup.lastTransaction())}' if start
+                  else 'nothing to back up: there is no transaction yet')
             return
         work = folder / _UNFINISHED
         try:

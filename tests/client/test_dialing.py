@@ -225,12 +225,18 @@ def test_a_server_that_speaks_tls_is_recognized(
         line()
 
 
+def test_a_host_without_its_port_is_told_from_a_server_that_is_away(interruption: Any) -> None:
+    with pytest.raises(ClientDisconnected, match=r'localhost: there is no such socket file; a port is named by'):
+        first(['localhost'], interruption)
+
+
 def test_a_server_that_says_nothing_may_wait_for_tls(
         host: Host, interruption: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialing, 'PATIENCE', .05)
-    with pytest.raises(ClientDisconnected, match='no answer within 0.05 seconds; perhaps the server speaks TLS'):
+    with pytest.raises(ClientDisconnected, match='no answer within 0.05 seconds; perhaps it is stopped, or hangs;'
+                       ' or the server speaks TLS'):
         first([host.address], interruption)
-    with pytest.raises(ClientDisconnected, match=r'no answer within 0.05 seconds\)'):
+    with pytest.raises(ClientDisconnected, match=r'within 0.05 seconds; perhaps it is stopped, or hangs\)'):
         first_with_tls([host.address], interruption, client_context())
 
 

@@ -21,11 +21,13 @@ def test_a_server_of_either_make_tells_of_its_storages(
 
 
 def test_where_no_server_is_that_is_told() -> None:
-    with pytest.raises(ClientDisconnected, match='no server answers at /no/such/file'):
+    with pytest.raises(ClientDisconnected, match='no server answers at /no/such/file .there is no such socket file;'
+                                                 ' to name a port, give host:port'):
         probe('/no/such/file')
 
 
 def test_who_says_nothing_is_not_waited_for_longer_than_the_time_out() -> None:
     with socket.create_server(('127.0.0.1', 0)) as silent:
-        with pytest.raises(ClientDisconnected, match='no answer within 0.1 seconds; perhaps the server speaks TLS'):
+        with pytest.raises(ClientDisconnected, match='no answer within 0.1 seconds; perhaps it is stopped, or hangs;'
+                           ' or the server speaks TLS'):
             probe(silent.getsockname(), timeout=0.1)

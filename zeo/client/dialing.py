@@ -155,8 +155,8 @@ def secure(sock: socket.socket, address: Address, security: Security | None) -> 
 
 def no_answer(seconds: float, perhaps_tls: bool) -> TimeoutError:
     """Of a server that says nothing; perhaps because it waits for TLS, where the client has to begin."""
-    return TimeoutError(f'no answer within {seconds:g} seconds'
-                        + (f'; perhaps {SPEAKS_TLS}' if perhaps_tls else ''))
+    return TimeoutError(f'no answer within {seconds:g} seconds; perhaps it is stopped, or hangs'
+                        + (f'; or {SPEAKS_TLS}' if perhaps_tls else ''))
 
 
 class _Attempt:
@@ -194,6 +194,8 @@ class _Attempt:
         self.sock.setsockopt(*option, struct.pack('ll', 1, 0))
         try:
             self.sock.connect(self.where)
+        except FileNotFoundError:  # also where a host without a port was meant
+            raise FileNotFoundError('there is no such socket file; a port is named by (host, port)') from None
         except BlockingIOError:
             raise TimeoutError('the server does not accept connections') from None
         self.sock.setsockopt(*option, struct.pack('ll', 0, 0))

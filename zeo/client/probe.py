@@ -46,6 +46,9 @@ def probe(address: Address, timeout: float = 10.0, security: Security | None = N
     except TimeoutError:
         error = no_answer(timeout, security is None and not isinstance(address, str))
         raise ClientDisconnected(f'no server answers at {display(address)} ({error})') from None
+    except FileNotFoundError:
+        raise ClientDisconnected(f'no server answers at {display(address)} (there is no such socket file;'
+                                 ' to name a port, give host:port)') from None
     except (OSError, ValueError, ProtocolError) as error:
         raise ClientDisconnected(f'no server answers at {display(address)} ({error})') from None
     if not isinstance(told, dict) or not all(isinstance(each, dict) for each in told.values()):

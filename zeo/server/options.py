@@ -289,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
         'accept so many connections at a time (default: 5000, or 100 less than the files that may be open)'))
     who.add_argument('--max-connections-per-address', type=values.connections, metavar='N', help=(
         'accept so many connections from one address, not counting Unix domain sockets (default: no limit)'))
-    who.add_argument('--max-message', type=values.size, metavar='SIZE', help=(
+    who.add_argument('--max-message', type=values.message_size, metavar='SIZE', help=(
         'a message, and so the record of an object, may have so many bytes; KB, MB and GB can be given'
         ' (default: 1GB)'))
     who.add_argument('--max-transaction', type=values.size, metavar='SIZE', help=(

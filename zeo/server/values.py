@@ -110,6 +110,14 @@ def size(text: str) -> int:
     return int(digits) * unit
 
 
+def message_size(text: str) -> int:
+    """The same, for the longest message: what introduces a client has room in it."""
+    found = size(text)
+    if found < 64 * 1024:
+        raise Wrong(f'{text!r}: no client could work with messages as short as that; give 64KB or more')
+    return found
+
+
 def connections(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
         raise Wrong(f'{text!r} is no number of connections; give 1 or more')
