@@ -26,9 +26,9 @@ _unpack = struct.Struct('>I').unpack_from
 class Stream:
     """Frames over a socket; one thread at a time."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, room: int = 64 * 1024) -> None:
         self.sock = sock
-        self._buffer = bytearray(64 * 1024)
+        self._buffer = bytearray(room)
         self._view = memoryview(self._buffer)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
