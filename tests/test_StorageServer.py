@@ -656,16 +656,22 @@ def test_the_listener_registers_only_where_no_storage_is_asked(
 def test_more_come_in_while_registering_takes_long(
         start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start({'1': MappingStorage(), '2': MappingStorage()})
-    may_go_on = threading.Event()
+    may_go_on, told = threading.Event(), []
     slow = server.storages['2']
     slow.announces_itself = True
-    monkeypatch.setattr(slow, '_last_tid_of_storage', lambda: may_go_on.wait(PATIENCE) and z64)
+
+    def asked() -> bytes:
+        told.append(may_go_on.wait(PATIENCE))
+        return z64
+
+    monkeypatch.setattr(slow, '_last_tid_of_storage', asked)
     waiting = connect(server, register=False)
     waiting.send(messages.GREETING)
     waiting.ask('register', '2', False)
     connect(server).call('ping')
     may_go_on.set()
     assert waiting.sock.recv(1)  # the answer
+    assert told[0], 'the other one did not have to wait for it'
 
 
 def test_threads_of_who_was_shown_out_are_not_more_than_there_may_be_connections(
