@@ -37,6 +37,7 @@ from zeo.server.roles import Role
 from zeo.server.roles import Roles
 from zeo.server.roles import Rule
 from zeo.server.seldom import Ration
+from zeo.server.served import Served
 from zeo.StorageServer import StorageServer
 from zeo.wire import messages
 from zeo.wire.certificates import client_context
@@ -217,8 +218,9 @@ def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(
     waits = []
     monkeypatch.setattr(listener._pause, 'wait', waits.append)
     for _ in range(10):
-        with socket.create_connection(server.addresses[0]) as sock:  # type: ignore[arg-type]
-            assert sock.recv(1) == b''
+        refused = connect(server, register=False)
+        refused.send(b'what is no greeting')
+        assert is_closed(refused)
         peer.call('ping')
     until(lambda: len(waits) == 10, 'the last one was noticed')
     monkeypatch.undo()
@@ -613,8 +615,102 @@ def test_a_connection_that_gets_no_thread_is_closed_and_the_next_is_served(
 
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, 'start', start)
-        assert connect(server, register=False).greeting is None
+        peer = connect(server, register=False)
+        peer.send(b'what is no greeting')
+        assert is_closed(peer)
     connect(server).commit(oid(1), b'record')
+
+
+# ---- who has not registered yet
+
+
+def test_who_says_nothing_has_no_thread_and_goes_when_others_need_the_place(
+        start: Start, connect: Connect) -> None:
+    server = start(limits=Limits(max_connections=5))
+    silent = [connect(server, register=False) for _ in range(20)]
+    assert all(peer.greeting == messages.GREETING for peer in silent)
+    assert not clients()
+    assert all(map(is_closed, silent[:15]))
+    connect(server).call('ping')
+    assert len(server.connections) == 5
+
+
+@pytest.mark.parametrize('at_once', [True, False])
+def test_the_listener_registers_only_where_no_storage_is_asked(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    """A storage that is asked may take long, and others want to come in."""
+    threads = []
+    catch_up = Served.catch_up
+
+    def noted(self: Any, *args: Any) -> None:
+        threads.append(threading.current_thread().name)
+        catch_up(self, *args)
+
+    monkeypatch.setattr(Served, 'catch_up', noted)
+    server = start()
+    server.storages['1'].announces_itself = not at_once
+    connect(server).call('ping')
+    assert threads[0].startswith('zeo accept' if at_once else 'zeo client')
+
+
+def test_more_come_in_while_registering_takes_long(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start({'1': MappingStorage(), '2': MappingStorage()})
+    may_go_on, told = threading.Event(), []
+    slow = server.storages['2']
+    slow.announces_itself = True
+
+    def asked() -> bytes:
+        told.append(may_go_on.wait(PATIENCE))
+        return z64
+
+    monkeypatch.setattr(slow, '_last_tid_of_storage', asked)
+    waiting = connect(server, register=False)
+    waiting.send(messages.GREETING)
+    waiting.ask('register', '2', False)
+    connect(server).call('ping')
+    may_go_on.set()
+    assert waiting.sock.recv(1)  # the answer
+    assert told[0], 'the other one did not have to wait for it'
+
+
+def test_threads_of_who_was_shown_out_are_not_more_than_there_may_be_connections(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end when they get the processor, which may take a while: others wait for that."""
+    server = start(limits=Limits(max_connections=3))
+    may_leave = threading.Event()
+    close = module.Connection.close
+
+    def late(connection: Any) -> None:
+        may_leave.wait(PATIENCE)
+        close(connection)
+
+    monkeypatch.setattr(module.Connection, 'close', late)
+    strangers = [connect(server, register=False) for _ in range(3)]
+    for peer in strangers:
+        peer.send(messages.GREETING)
+        peer.ask('register', 'nobody', False)
+        assert peer.sock.recv(4)  # that there is no such storage
+    until(lambda: len(clients()) == 3, 'all have a thread')
+    coming = connect(server)  # for which one of them has to leave
+    ping = coming.ask('ping')
+    until(lambda: bool(server.threads._less._waiters), 'it waits')  # type: ignore[attr-defined]
+    assert len(clients()) == 3
+    may_leave.set()
+    coming.answer(ping)
+    assert len(clients()) <= 3
+
+
+def clients() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith(('zeo client', 'zeo spare'))]
+
+
+def test_close_lets_go_of_who_has_not_registered(server: StorageServer, connect: Connect) -> None:
+    silent, greeting = (connect(server, register=False) for _ in range(2))
+    greeting.send(messages.GREETING)
+    in_thread(server.close).result(PATIENCE)
+    assert all(map(is_closed, (silent, greeting)))
+    assert not server.connections
 
 
 # ---- the end
@@ -778,6 +874,6 @@ def test_who_connects_while_the_server_closes_is_not_served(
         connect: Connect, server: StorageServer) -> None:
     ours, theirs = socket.socketpair()
     server.close()
-    server.serve(ours, 'late')
+    assert server.admit(ours, 'late') is None
     assert theirs.recv(1) == b'' and ours.fileno() == -1
     theirs.close()

@@ -671,12 +671,16 @@ def test_a_signal_is_noticed_though_the_sleeping_main_thread_is_not_interrupted(
 def test_all_threads_of_a_server_can_be_profiled(run, folder):
     server = run('-P', 'profile')
     [address, *_] = server.ready()[0]
-    greeting(address)
+    host, port = address.rsplit(':', 1)
+    with socket.create_connection((host.strip('[]'), int(port)), timeout=PATIENCE) as client:
+        client.sendall(b'\0\0\0\4ruok')  # who says something gets a thread
+        while client.recv(4096):
+            pass
     server.end()
     found = {(Path(file).name, name) for file, _, name in
              pstats.Stats(str(folder / 'profile')).stats}
     assert ('start.py', '_wait') in found           # the main thread
-    assert ('socketserver.py', 'serve_forever') in found
+    assert ('StorageServer.py', '_look') in found  # the listener
     assert ('StorageServer.py', 'serve') in found   # a client's thread
 
 

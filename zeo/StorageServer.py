@@ -2,10 +2,13 @@
 
 Threads of a server process, each named for what it does:
 
-- ``zeo accept ADDRESS``: one for each listening socket (`socketserver`), accepts connections;
-- ``zeo client ADDRESS``: one for each connection, reads from the socket and runs the session: it is in
-  recv, in the storage, or sending to its own client; TLS is agreed on here, too.  When the client has left it
-  is a ``zeo spare`` for some seconds, and may serve the next one (`zeo.server.threads`);
+- ``zeo accept ADDRESS``: one for each listening socket, accepts connections, greets, and hears who comes in:
+  until the first request, or without TLS until `register` is answered if that takes no time.  It waits for
+  nobody; `StorageServer.close` ends it by a byte in its bell, and it lets go of those it still hears;
+- ``zeo client ADDRESS``: one for each connection from then on, reads from the socket and runs the session: it is
+  in recv, in the storage, or sending to its own client; TLS is agreed on here, too.  When the client has left it
+  is a ``zeo spare`` for some seconds, and may serve the next one; there are never more than there may be
+  connections (`zeo.server.threads`).  `StorageServer.close` shuts their sockets and joins them;
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
 - ``zeo pulse``: one, tells clients that the server lives (`zeo.server.pulse`);
 - ``zeo voter STORAGE``: one for each storage, runs votes that had to wait and are not quick (`zeo.server.served`);
@@ -39,15 +42,19 @@ under it.  No storage is called and nothing is sent under 3, 4, 5 or a leaf.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
+import itertools
 import logging
 import os
+import selectors
 import socket
-import socketserver
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from functools import partial
@@ -77,6 +84,7 @@ from zeo.server.session import MeasuredSession
 from zeo.server.session import Session
 from zeo.server.threads import Threads
 from zeo.server.values import DEFAULT_SOCKET_MODE
+from zeo.server.writer import DONT_WAIT
 from zeo.server.writer import PATIENCE
 from zeo.server.writer import Line
 from zeo.server.writer import SecureLine
@@ -102,6 +110,13 @@ FIRST_WORD_PATIENCE = 5.0
 
 #: Replies are sent when so many bytes have piled up, though there are more requests to serve first.
 _ENOUGH = 128 * 1024
+
+#: How long in seconds clients that have registered may wait for their threads while others come in: to wake
+#: threads one by one takes longer than to register the others first.
+_HANDING_OVER = 0.01
+
+#: So many connections are accepted before who is there already is heard.
+_AT_ONCE = 50
 
 #: How long in seconds `StorageServer.close` waits for connections to end by themselves, all together,
 #: and how long the end of a connection waits for its client to read what is still to be sent.
@@ -177,7 +192,7 @@ class StorageServer:
         self._door = Door(max(1, min(limits.max_connections, files_for_connections())),
                           limits.max_connections_per_address)
         self._connections: dict[Connection, None] = {}
-        self.threads = Threads('zeo spare')
+        self.threads = Threads('zeo spare', most=self._door.most)
         self._closing = False
         self._closed = threading.Event()
 
@@ -224,9 +239,9 @@ class StorageServer:
 
     # ---- connections ------------------------------------------------------------------
 
-    def serve(self, sock: socket.socket, client: str, host: str | None = None,
-              address: Address | None = None) -> None:
-        """Serve one client to its end, in the calling thread.
+    def admit(self, sock: socket.socket, client: str, host: str | None = None,
+              address: Address | None = None) -> 'Connection | None':
+        """Let a client in and greet it; None if there is no room.  Whom it gets is `dismiss`ed in the end.
 
         ``host`` is where it is, unless it is here; ``address`` is the one that it has connected to.
         """
@@ -234,11 +249,23 @@ class StorageServer:
         connection = Connection(self, sock, client, host or client.partition('#')[0], address, context)
         if not self._let_in(connection, host):
             connection.close()
-            return
+            return None
+        connection.greet()
+        return connection
+
+    def serve(self, connection: 'Connection') -> None:
+        """Serve one client to its end, in the calling thread."""
+        threading.current_thread().name = f'zeo client {connection.session.client}'
         try:
             connection.run()
         finally:
+            self.dismiss(connection)
+
+    def dismiss(self, connection: 'Connection') -> None:
+        """Close a connection and make room for another."""
+        try:
             connection.close()
+        finally:
             with self._mutex:
                 del self._connections[connection]
                 self._door.leave(connection)
@@ -264,6 +291,11 @@ class StorageServer:
         """It need not make room for others any more."""
         with self._mutex:
             self._door.registered(connection)
+
+    @property
+    def registers_at_once(self) -> bool:
+        """Whether no storage is asked anything, which may take long, when a client registers."""
+        return all(served.registers_at_once for served in self._served.values())
 
     @property
     def writer(self) -> Writer:
@@ -322,8 +354,19 @@ class Idle(Exception):
     """A registered client has been silent for too long."""
 
 
+class Heard(enum.Enum):
+    """What has become of a newcomer."""
+
+    LITTLE = enum.auto()  # it has to say more
+    ENOUGH = enum.auto()  # it needs a thread
+    ALL = enum.auto()  # it has left, or has to
+
+
 class Connection:
-    """A client's socket with its session, and the loop that reads from the one into the other."""
+    """A client's socket with its session, and the loop that reads from the one into the other.
+
+    One thread at a time: the listener's calls `greet` and `hear`, then another one `run`.
+    """
 
     def __init__(self, server: StorageServer, sock: socket.socket, client: str, host: str,
                  address: Address | None, context: ssl.SSLContext | None) -> None:
@@ -335,7 +378,10 @@ class Connection:
         self._recv_into: Callable[[memoryview], int] = sock.recv_into
         self._stopping = False
         self._may_be_silent = server.limits.idle_timeout or 0.0  # seconds; 0 is for ever
-        self._deadline = 0.0  # time.monotonic() at which the client has to be registered
+        self.deadline = 0.0  # time.monotonic() at which the client has to be registered
+        self._inbox = Inbox(FIRST_FRAMES, 32 * 1024)
+        self._is_greeted = False  # whether the client has answered our greeting with the same
+        self._unanswered: Payload | None = None  # what it has said then
         outbox = Outbox()
         if context is None:
             self.line = Line(sock, outbox, server.writer)
@@ -351,16 +397,60 @@ class Connection:
         debug = logging.getLogger('zeo.server').isEnabledFor(logging.DEBUG)
         self._handle = self.session.handle_and_tell if debug else self.session.handle
 
+    @property
+    def speaks_tls(self) -> bool:
+        return self._tls is not None
+
+    def greet(self) -> None:
+        """The server speaks first, except where TLS is spoken."""
+        self.deadline = time.monotonic() + self._limits.registration_timeout
+        if self._tls is None:
+            self.session.outbox.append(frame(messages.GREETING))
+            self.line.push()
+
+    def hear(self) -> Heard:
+        """Take what a newcomer says, as far as that needs no waiting; not with TLS."""
+        heard = Heard.ALL
+        with self._telling():
+            heard = self._hear()
+        return heard
+
+    def _hear(self) -> Heard:
+        inbox = self._inbox
+        self._left()
+        try:
+            count = self._sock.recv_into(inbox.buffer(), 0, DONT_WAIT)
+        except BlockingIOError:
+            return Heard.LITTLE
+        if not count:
+            self._tell_end()
+            return Heard.ALL
+        inbox.advance(count)
+        self.session.received += count
+        payload = self._first_words()
+        if payload == messages.GREETING and not self._is_greeted:
+            self._is_greeted = True
+            payload = self._first_words()
+        if payload is None:
+            return Heard.LITTLE
+        if not (self._is_greeted and self._server.registers_at_once):
+            self._unanswered = payload
+            return Heard.ENOUGH
+        self._handle(payload)
+        self.line.push()
+        if self.session.is_registered:
+            self._server.has_registered(self)
+        return Heard.ENOUGH
+
     def run(self) -> None:
         """Serve until the client leaves, breaks the protocol, or the server is closed."""
-        session = self.session
-        inbox = Inbox(FIRST_FRAMES, 32 * 1024)
-        try:
-            self._deadline = time.monotonic() + self._limits.registration_timeout
+        session, inbox = self.session, self._inbox
+        with self._telling():
             if self._tls is not None:
                 self._agree_on_tls(self._tls)
-            if self._handshake(inbox):
-                self._server.has_registered(self)
+                session.outbox.append(frame(messages.GREETING))
+                self.line.push()
+            if session.is_registered or self._handshake():
                 inbox.limit = self._limits.max_message
                 if session.read_only:
                     inbox.limit = min(inbox.limit, READERS_FRAMES)
@@ -370,6 +460,14 @@ class Connection:
                 else:
                     inbox.divert = session.divert
                 self._converse(inbox)
+            self._tell_end()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """An error in here ends the connection; tell the log which."""
+        session = self.session
+        try:
+            yield
         except (ProtocolError, TlsError) as error:
             seldom = self._server.offenders.of(self._host) if session.is_registered else \
                 self._server.strangers
@@ -385,11 +483,13 @@ class Connection:
                 logger.log(self._level(), '%s: lost: %s', session.client, error.strerror or error)
         except Exception:
             logger.exception('%s: disconnected because of an error here', session.client)
+
+    def _tell_end(self) -> None:
+        """The client has left, or had to."""
+        if self.session.outbox.condemned:
+            logger.warning('%s: disconnected: it does not read what it is sent', self.session.client)
         else:
-            if session.outbox.condemned:
-                logger.warning('%s: disconnected: it does not read what it is sent', session.client)
-            else:
-                logger.log(self._level(), '%s: has left', session.client)
+            logger.log(self._level(), '%s: has left', self.session.client)
 
     def _level(self) -> int:
         """Of what is everyday life: details if it is about a stranger, or too often the same."""
@@ -413,7 +513,7 @@ class Connection:
 
     def _left(self) -> float:
         """How many seconds of the handshake are left."""
-        left = self._deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         return max(left, 0.001)  # 0 would be for ever
@@ -436,24 +536,34 @@ class Connection:
         self.session.received += count
         return count > 0
 
-    def _next(self, inbox: Inbox) -> Payload | None:
+    def _first_words(self) -> Payload | None:
+        """What the handshake has brought so far: a payload, or None."""
+        try:
+            return self._inbox.next()
+        except ProtocolError:
+            if not self._is_greeted and messages.looks_like_tls(self._inbox.beginning(2)):
+                raise TlsError('the client speaks TLS, and this address does not') from None
+            raise
+
+    def _next(self) -> Payload | None:
         """The next payload during the handshake; None at the end of the stream."""
-        while True:
-            payload = inbox.next()
-            if payload is not None:
-                return payload
-            self._set_time_limit(self._left())
-            if not self._receive(inbox):
-                return None
+        payload, self._unanswered = self._unanswered, None
+        while payload is None:
+            payload = self._first_words()
+            if payload is None:
+                self._set_time_limit(self._left())
+                if not self._receive(self._inbox):
+                    return None
+        return payload
 
     def _agree_on_tls(self, tls: Tls) -> None:
         """The handshake of TLS."""
         sock = self._sock
-        end = self._deadline
-        self._deadline = min(end, time.monotonic() + FIRST_WORD_PATIENCE)
+        end = self.deadline
+        self.deadline = min(end, time.monotonic() + FIRST_WORD_PATIENCE)
 
         def send(said: bytes) -> None:
-            self._deadline = end  # the client has begun
+            self.deadline = end  # the client has begun
             sock.settimeout(self._left())
             try:
                 sock.sendall(said)
@@ -470,34 +580,30 @@ class Connection:
             raise TlsError('the client does not begin to speak TLS, and has to') from None
         self.session.certificate_name = tls.peer_name()
 
-    def _handshake(self, inbox: Inbox) -> bool:
+    def _handshake(self) -> bool:
         """Agree on the protocol, and hear the first request, which has to register."""
         outbox = self.session.outbox
-        outbox.append(frame(messages.GREETING))
-        self.line.push()
-        try:
-            answer = self._next(inbox)
-        except ProtocolError:
-            if messages.looks_like_tls(inbox.beginning(2)):
-                raise TlsError('the client speaks TLS, and this address does not') from None
-            raise
-        if answer is None:
-            return False
-        if answer == messages.PROBE:
-            if not self.session.may_come_in():
+        if not self._is_greeted:
+            answer = self._next()
+            if answer is None:
                 return False
-            outbox.append(frame(messages.status_report(
-                {name: served.status() for name, served in self._server.storages.items()})))
-            self.line.push(PATIENCE)
-            return False
-        if answer != messages.GREETING:
-            raise ProtocolError(f'it does not speak {messages.GREETING.decode()}')
+            if answer == messages.PROBE:
+                if not self.session.may_come_in():
+                    return False
+                outbox.append(frame(messages.status_report(
+                    {name: served.status() for name, served in self._server.storages.items()})))
+                self.line.push(PATIENCE)
+                return False
+            if answer != messages.GREETING:
+                raise ProtocolError(f'it does not speak {messages.GREETING.decode()}')
+            self._is_greeted = True
         while not self.session.is_registered:
-            payload = self._next(inbox)
+            payload = self._next()
             if payload is None:
                 return False
             self._handle(payload)
             self.line.push(PATIENCE)
+        self._server.has_registered(self)
         return True
 
     def _converse(self, inbox: Inbox) -> None:
@@ -554,52 +660,123 @@ def _set_options(listening: socket.socket) -> None:
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
-    """Accepts on one listening socket and has a thread for each connection."""
-
-    daemon_threads = True  # `StorageServer.close` sees to their end
-    block_on_close = False
+class _Listener:
+    """Accepts on one listening socket, hears who comes in, and has a thread for each who stays."""
 
     def __init__(self, server: StorageServer, sock: socket.socket, *, file_is_ours: bool = True) -> None:
         sock.setblocking(False)  # who gave up between select and accept must not keep us there
         _set_options(sock)
         name = sock.getsockname()
-        super().__init__(name, socketserver.BaseRequestHandler)
         self.socket = sock
         self.address: Address = name if isinstance(name, str) else name[:2]
         self._server = server
         self._file = listening.socket_file(name) if isinstance(name, str) and file_is_ours else None
         self._clients = 0
-        self._starving = False  # whether the last connection could not be accepted
-        self._pause = threading.Event()  # set when the listener is to stop
+        self._starving = False  # whether the last connection could not be accepted, or got no thread
+        self._pause = threading.Event()  # set when the listener is to stop; then there is a byte in `_bell`
+        self._ear, self._bell = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._selector.register(sock, selectors.EVENT_READ)
+        # Whom we hear, the oldest first, and who waits for a thread; they belong to the listener's thread.
+        self._newcomers: dict[Connection, None] = {}
+        self._staying: deque[Connection] = deque()
+        self._hand_over_at = 0.0  # time.monotonic() at which none of them waits any longer
         self._thread = threading.Thread(
-            target=self.serve_forever, args=(0.1,), daemon=True,
-            name=f'zeo accept {listening.describe(self.address)}')
+            target=self._run, daemon=True, name=f'zeo accept {listening.describe(self.address)}')
 
-    def fileno(self) -> int:
-        return self.socket.fileno()
+    def _run(self) -> None:
+        while not self._pause.is_set():
+            self._look()
+        self._hand_over()
+        while self._newcomers:
+            connection, _ = self._newcomers.popitem()
+            self._server.dismiss(connection)
 
-    def get_request(self) -> tuple[socket.socket, Any]:
+    def _look(self) -> None:
+        """Wait until something happens, and deal with it."""
+        ready = self._selector.select(0 if self._staying else self._patience())
+        now = time.monotonic()
+        if self._staying and (not ready or now >= self._hand_over_at):
+            self._hand_over()
+        if not self._staying:
+            self._hand_over_at = now + _HANDING_OVER
+        for key, _ in ready:
+            if key.data is not None:
+                self._hear(key.data)
+            elif key.fileobj is self.socket:
+                self._accept()
+        for late in list(itertools.takewhile(lambda each: each.deadline <= now, self._newcomers)):
+            self._hear(late)
+
+    def _patience(self) -> float | None:
+        """How long the first of the newcomers may still say nothing."""
+        for connection in self._newcomers:
+            return max(connection.deadline - time.monotonic(), 0)
+        return None
+
+    def _accept(self) -> None:
+        """Everybody who has come, but now and then others are heard, too."""
         try:
-            accepted = self.socket.accept()
+            for _ in range(_AT_ONCE):
+                sock, address = self.socket.accept()
+                self._welcome(sock, address)
+        except (BlockingIOError, ConnectionError):  # there is nobody, or nobody any more
+            pass
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._starve(error.strerror)
-            raise
-        if not os.get_blocking(accepted[0].fileno()):  # inherited as well, but not on Linux
-            accepted[0].setblocking(True)
-        return accepted
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def _welcome(self, sock: socket.socket, address: Any) -> None:
         try:
-            self._server.threads.run(partial(self.process_request_thread, request, client_address))
-        except RuntimeError as error:  # there can be no more threads now
-            self.shutdown_request(request)
-            self._starve(error)
+            if not os.get_blocking(sock.fileno()):  # inherited as well, but not on Linux
+                sock.setblocking(True)
+            host = None
+            if isinstance(address, tuple):
+                host = address[0]
+                client = listening.describe(address)
+            else:
+                self._clients += 1
+                client = f'{self.address}#{self._clients}'
+            connection = self._server.admit(sock, client, host, self.address)
+        except Exception:
+            logger.exception('%s: a connection failed', listening.describe(self.address))
+            sock.close()
             return
-        if self._starving:
-            self._starving = False
-            logger.warning('%s: connections are accepted again', listening.describe(self.address))
+        if connection is None:
+            return
+        if connection.speaks_tls:
+            self._staying.append(connection)
+            return
+        self._newcomers[connection] = None
+        self._selector.register(connection.line.sock, selectors.EVENT_READ, connection)
+
+    def _hear(self, connection: Connection) -> None:
+        if connection not in self._newcomers:
+            return  # it was late, and said something at the same time
+        heard = connection.hear()
+        if heard is Heard.LITTLE:
+            return
+        del self._newcomers[connection]
+        self._selector.unregister(connection.line.sock)
+        if heard is Heard.ENOUGH:
+            self._staying.append(connection)
+        else:
+            self._server.dismiss(connection)
+
+    def _hand_over(self) -> None:
+        """Have a thread for each who stays."""
+        while self._staying:
+            connection = self._staying.popleft()
+            try:
+                self._server.threads.run(partial(self._server.serve, connection))
+            except RuntimeError as error:  # there can be no more threads now
+                self._server.dismiss(connection)
+                self._starve(error)
+            else:
+                if self._starving:
+                    self._starving = False
+                    logger.warning('%s: connections are accepted again', listening.describe(self.address))
 
     def _starve(self, reason: object) -> None:
         """What it takes to accept a connection is used up.
@@ -611,33 +788,19 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self._starving = True
         self._pause.wait(1.0)
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        host = None
-        if isinstance(client_address, tuple):
-            host = client_address[0]
-            client = listening.describe(client_address)
-        else:
-            self._clients += 1
-            client = f'{self.address}#{self._clients}'
-        threading.current_thread().name = f'zeo client {client}'
-        self._server.serve(request, client, host, self.address)
-
-    def shutdown_request(self, request: Any) -> None:
-        request.close()  # a second time, which does nothing, unless no thread could be started
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.exception('%s: a connection failed', listening.describe(self.address))
-
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
         self._pause.set()
-        self.shutdown()
+        self._bell.send(b'.')
         self._thread.join()
         self.server_close()
 
     def server_close(self) -> None:
+        self._selector.close()
+        self._ear.close()
+        self._bell.close()
         self.socket.close()
         if self._file is not None:
             listening.remove_socket_file(str(self.address), self._file)

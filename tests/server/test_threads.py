@@ -1,6 +1,7 @@
 """Threads that are used again: for whom there is one, and that all of them end."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests.server.talk import PATIENCE
 from tests.server.talk import in_thread
 from tests.system.servers import until
+from zeo.server import threads as module
 from zeo.server.threads import Threads
 
 
@@ -155,3 +157,37 @@ def test_without_a_thread_a_job_is_refused(
     job = Job(may_end=True)
     threads.run(job)
     assert job.thread_of() in running()
+
+
+def test_with_as_many_as_there_may_be_a_job_waits_for_one_to_be_done(make: Callable[..., Threads]) -> None:
+    threads = make(most=1)
+    first, second = Job(), Job(may_end=True)
+    threads.run(first)
+    thread = first.thread_of()
+    running_it = in_thread(threads.run, second)
+    until(lambda: bool(threads._less._waiters), 'it waits')  # type: ignore[attr-defined]
+    first.may_end.set()
+    running_it.result(PATIENCE)
+    assert second.thread_of() is thread and running() == [thread]
+
+
+def test_a_job_for_which_no_thread_gets_free_is_refused(
+        make: Callable[..., Threads], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'ROOM_PATIENCE', .01)
+    threads = make(most=1)
+    busy = Job()
+    threads.run(busy)
+    with pytest.raises(RuntimeError, match='1 thread'):
+        threads.run(Job())
+    busy.may_end.set()
+
+
+def test_nothing_is_kept_of_a_job_that_is_done(make: Callable[..., Threads]) -> None:
+    threads = make()
+    for _ in range(2):  # by a new thread, and by one that was free
+        job = Job(may_end=True)
+        kept = weakref.ref(job)
+        threads.run(job)
+        job.thread_of()
+        del job
+        until(lambda: kept() is None, 'it is gone')

@@ -82,7 +82,7 @@ class Door:
     """
 
     def __init__(self, most: int, most_per_address: int | None) -> None:
-        self._most = most
+        self.most = most
         self._most_per_address = most_per_address
         self._inside: dict[Hashable, str | None] = {}  # guests and their addresses
         self._at: Counter[str] = Counter()  # how many of them, by address
@@ -99,10 +99,10 @@ class Door:
             leaving = next((each for each in self._strangers if self._inside[each] == address), None)
             if leaving is None:
                 raise Full(f'there are {self._most_per_address} connections from this address')
-        elif len(self._inside) >= self._most:
+        elif len(self._inside) >= self.most:
             leaving = next(iter(self._strangers), None)
             if leaving is None:
-                raise Full(f'there are {self._most} connections')
+                raise Full(f'there are {self.most} connections')
         if leaving is not None:
             self.leave(leaving)
         self._inside[guest] = address

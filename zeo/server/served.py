@@ -393,6 +393,11 @@ class Served:
             last_tid, self._in_doubt = z64, True
         deliver(self.publisher.start_afresh(last_tid))
 
+    @property
+    def registers_at_once(self) -> bool:
+        """Whether `catch_up` asks the storage nothing."""
+        return not (self.announces_itself or self._in_doubt)
+
     def catch_up(self, announcing: bytes | None = None) -> None:
         """See to it that nobody takes the last tid announced for the storage's if it is not.
 
