@@ -2,9 +2,9 @@
 
 Threads of a server process, each named for what it does:
 
-- ``zeo accept ADDRESS``: one for each listening socket, accepts connections, greets, and hears who comes in:
-  until the first request, or without TLS until `register` is answered if that takes no time.  It waits for
-  nobody; `StorageServer.close` ends it by a byte in its bell, and it lets go of those it still hears;
+- ``zeo accept ADDRESS``: one for each listening socket (`socketserver`), accepts connections, greets, and hears
+  who comes in: until the first request, or without TLS until `register` is answered if that takes no time.  It
+  waits for nobody; `StorageServer.close` ends it by a byte in its bell, and it lets go of those it still hears;
 - ``zeo client ADDRESS``: one for each connection from then on, reads from the socket and runs the session: it is
   in recv, in the storage, or sending to its own client; TLS is agreed on here, too.  When the client has left it
   is a ``zeo spare`` for some seconds, and may serve the next one; there are never more than there may be
@@ -49,6 +49,7 @@ import logging
 import os
 import selectors
 import socket
+import socketserver
 import struct
 import threading
 import time
@@ -241,7 +242,7 @@ class StorageServer:
 
     def admit(self, sock: socket.socket, client: str, host: str | None = None,
               address: Address | None = None) -> 'Connection | None':
-        """Let a client in and greet it; None if there is no room.  Whom it gets is `dismiss`ed in the end.
+        """Let a client in and greet it; None if there is no room.  Who is let in is `dismiss`ed in the end.
 
         ``host`` is where it is, unless it is here; ``address`` is the one that it has connected to.
         """
@@ -254,12 +255,9 @@ class StorageServer:
         return connection
 
     def serve(self, connection: 'Connection') -> None:
-        """Serve one client to its end, in the calling thread."""
+        """Serve one client as long as it stays, in the calling thread."""
         threading.current_thread().name = f'zeo client {connection.session.client}'
-        try:
-            connection.run()
-        finally:
-            self.dismiss(connection)
+        connection.run()
 
     def dismiss(self, connection: 'Connection') -> None:
         """Close a connection and make room for another."""
@@ -436,11 +434,15 @@ class Connection:
         if not (self._is_greeted and self._server.registers_at_once):
             self._unanswered = payload
             return Heard.ENOUGH
-        self._handle(payload)
+        self._introduce(payload)
         self.line.push()
+        return Heard.ENOUGH
+
+    def _introduce(self, payload: Payload) -> None:
+        """Let it register.  It need not make room for others when it is told that it has."""
+        self._handle(payload)
         if self.session.is_registered:
             self._server.has_registered(self)
-        return Heard.ENOUGH
 
     def run(self) -> None:
         """Serve until the client leaves, breaks the protocol, or the server is closed."""
@@ -601,9 +603,8 @@ class Connection:
             payload = self._next()
             if payload is None:
                 return False
-            self._handle(payload)
+            self._introduce(payload)
             self.line.push(PATIENCE)
-        self._server.has_registered(self)
         return True
 
     def _converse(self, inbox: Inbox) -> None:
@@ -660,13 +661,20 @@ def _set_options(listening: socket.socket) -> None:
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-class _Listener:
-    """Accepts on one listening socket, hears who comes in, and has a thread for each who stays."""
+class _Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    """Accepts on one listening socket, hears who comes in, and has a thread for each who stays.
+
+    What `socketserver` calls a request is a `Connection`.
+    """
+
+    daemon_threads = True  # `StorageServer.close` sees to their end
+    block_on_close = False
 
     def __init__(self, server: StorageServer, sock: socket.socket, *, file_is_ours: bool = True) -> None:
         sock.setblocking(False)  # who gave up between select and accept must not keep us there
         _set_options(sock)
         name = sock.getsockname()
+        super().__init__(name, socketserver.BaseRequestHandler)
         self.socket = sock
         self.address: Address = name if isinstance(name, str) else name[:2]
         self._server = server
@@ -683,15 +691,16 @@ class _Listener:
         self._staying: deque[Connection] = deque()
         self._hand_over_at = 0.0  # time.monotonic() at which none of them waits any longer
         self._thread = threading.Thread(
-            target=self._run, daemon=True, name=f'zeo accept {listening.describe(self.address)}')
+            target=self.serve_forever, daemon=True, name=f'zeo accept {listening.describe(self.address)}')
 
-    def _run(self) -> None:
+    def serve_forever(self, poll_interval: float = 0) -> None:
+        """Until `stop`; then nobody is heard any more."""
         while not self._pause.is_set():
             self._look()
         self._hand_over()
         while self._newcomers:
             connection, _ = self._newcomers.popitem()
-            self._server.dismiss(connection)
+            self.shutdown_request(connection)
 
     def _look(self) -> None:
         """Wait until something happens, and deal with it."""
@@ -740,7 +749,7 @@ class _Listener:
                 client = f'{self.address}#{self._clients}'
             connection = self._server.admit(sock, client, host, self.address)
         except Exception:
-            logger.exception('%s: a connection failed', listening.describe(self.address))
+            self.handle_error(sock, address)
             sock.close()
             return
         if connection is None:
@@ -762,21 +771,36 @@ class _Listener:
         if heard is Heard.ENOUGH:
             self._staying.append(connection)
         else:
-            self._server.dismiss(connection)
+            self.shutdown_request(connection)
 
     def _hand_over(self) -> None:
         """Have a thread for each who stays."""
         while self._staying:
             connection = self._staying.popleft()
-            try:
-                self._server.threads.run(partial(self._server.serve, connection))
-            except RuntimeError as error:  # there can be no more threads now
-                self._server.dismiss(connection)
-                self._starve(error)
-            else:
-                if self._starving:
-                    self._starving = False
-                    logger.warning('%s: connections are accepted again', listening.describe(self.address))
+            self.process_request(connection, connection.session.client)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            self._server.threads.run(partial(self.process_request_thread, request, client_address))
+        except RuntimeError as error:  # there can be no more threads now
+            self.shutdown_request(request)
+            self._starve(error)
+            return
+        if self._starving:
+            self._starving = False
+            logger.warning('%s: connections are accepted again', listening.describe(self.address))
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self._server.serve(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        try:
+            self._server.dismiss(request)
+        except Exception:
+            self.handle_error(request, request.session.client)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.exception('%s: the connection of %s failed', listening.describe(self.address), client_address)
 
     def _starve(self, reason: object) -> None:
         """What it takes to accept a connection is used up.
