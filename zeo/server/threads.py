@@ -55,14 +55,14 @@ class Threads:
                 self._free -= 1
                 self._jobs.put(job)
                 return
-            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            # In a list that is emptied: a thread keeps its arguments as long as it lives.
+            thread = threading.Thread(target=self._work, args=([job],), name=self._name, daemon=True)
             thread.start()
             self._all.add(thread)
-            self._jobs.put(job)  # not as an argument, which a thread keeps as long as it lives
 
-    def _work(self) -> None:
+    def _work(self, first: list[Job]) -> None:
         thread = threading.current_thread()
-        job = self._jobs.get()
+        job: Job | None = first.pop()
         while job is not None:
             try:
                 job()
