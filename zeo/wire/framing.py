@@ -36,8 +36,9 @@ _unpack_from = HEADER.unpack_from
 #: Payloads up to this length are copied to make one part of them.
 JOIN_UP_TO = 16 * 1024
 
-#: A buffer begins with so many bytes: most connections, most of the time, need no more.
-_SMALL = 1024
+#: A buffer begins with so many bytes: most connections, most of the time, need no more.  (Python itself keeps
+#: memory for what is so small.  Of more, the C library would keep some for each thread that has freed it once.)
+_SMALL = 480
 
 #: A long frame's buffer starts no larger than this and doubles as data arrives, so that a length
 #: prefix alone makes nobody allocate much.
