@@ -212,6 +212,7 @@ def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(
 
     server = start()
     peer = connect(server)
+    peer.call('ping')  # so it has its thread
     begin = threading.Thread.start
     monkeypatch.setattr(threading.Thread, 'start', start_no_more)
     [listener] = server._listeners

@@ -85,8 +85,8 @@ def test_many_frames_that_arrive_at_once_come_out_one_by_one() -> None:
 def test_the_buffer_is_small_until_many_bytes_come_at_once() -> None:
     inbox = Inbox(size=2**16)
     for _ in range(100):
-        receive(inbox, frame(bytes(1000))[0], [1004])
-    assert len(inbox.buffer()) < 5000
+        receive(inbox, frame(bytes(400))[0], [404])
+    assert len(inbox.buffer()) < 512  # what Python keeps memory for itself
     receive(inbox, frame(bytes(1000))[0] * 10, [10_040])
     assert len(inbox.buffer()) == 2**16
 
