@@ -226,6 +226,7 @@ def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(
     until(lambda: len(waits) == 10, 'the last one was noticed')
     monkeypatch.undo()
     connect(server).call('ping')
+    until(lambda: 'again' in caplog.text, 'the last line is written')
     assert [record.getMessage().partition(': ')[2] for record in caplog.records if record.levelname != 'INFO'] == [
         "no connections can be accepted for now: can't start new thread", 'connections are accepted again']
     assert not [record for record in caplog.records if record.exc_info] and waits == [1.0] * 10
