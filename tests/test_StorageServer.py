@@ -606,6 +606,7 @@ def test_without_files_the_log_is_not_flooded_and_connections_are_accepted_again
     [listener] = server._listeners
     listener._pause = Impatient()
     assert connect(server).call('ping') is None
+    until(lambda: 'again' in caplog.text, 'the last line is written')
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2 and 'for now: Too many open files' in lines[0] and 'again' in lines[1]
 
