@@ -373,3 +373,49 @@ def test_a_tid_is_chosen_once_though_the_clock_is_behind_and_the_server_was_kill
         chosen.add(first)
     assert len(chosen) == 5
     storage.close()
+
+
+# ---- iterators
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # FileStorage leaves its file open
+def test_an_iterator_is_had_though_a_transaction_is_just_being_written(
+        serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the fate of a commit could not be told, or a backup not be gone on with, while others commit."""
+    storage = FileStorage(str(tmp_path / 'Data.fs'))
+    tids = []
+    for number in range(3):
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(oid(number), z64, bytes(600_000), '', transaction)
+        storage.tpc_vote(transaction)
+        tids.append(storage.tpc_finish(transaction))
+    served, whole = serve(storage), (tmp_path / 'Data.fs').stat().st_size
+    with open(tmp_path / 'Data.fs', 'ab') as file:
+        file.write(b'the beginning of another transaction')
+    tries: list[str] = []
+    iterator = storage.iterator
+
+    def tell_of_failure(*args: bytes) -> Any:
+        try:
+            return iterator(*args)
+        except ValueError as error:
+            tries.append(str(error))
+            raise
+
+    monkeypatch.setattr(storage, 'iterator', tell_of_failure)
+    answer = in_thread(served.settle, tids[1], 1)
+    until(lambda: len(tries) >= 2, 'it is tried again')
+    with open(tmp_path / 'Data.fs', 'ab') as file:
+        file.truncate(whole)
+    assert answer.result(PATIENCE) is True
+
+
+def test_an_iterator_that_cannot_be_had_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(MappingStorage):
+        def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
+            raise ValueError('nobody knows where it is')
+
+    monkeypatch.setattr('zeo.server.served.ITERATOR_PATIENCE', .02)
+    with pytest.raises(ValueError, match='nobody knows'):
+        serve(Broken()).iterator(tid(1), None)

@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 #: How many transactions whose tid was told are remembered when they are committed.
 MOST_COMMITTED = 1000
 
+#: How long in seconds an iterator is tried to be had of a file whose end is being written.
+ITERATOR_PATIENCE = 5.0
+
 #: After so many revisions it is looked whether somebody still wants to know.
 LOOK_UP = 256
 
@@ -279,10 +282,26 @@ class Served:
                 changed.update((record.oid, None) for record in transaction)
         return last_tid, list(changed)
 
+    def iterator(self, start: bytes | None, stop: bytes | None) -> Iterator[Any]:
+        """Over the transactions from ``start`` to ``stop``; `Unsupported` if the storage has none.
+
+        A FileStorage finds where to start from the end of its file, and raises `ValueError` if a transaction is just
+        being written there: then it is asked again.
+        """
+        iterator = self.method('iterator')
+        deadline = time.monotonic() + ITERATOR_PATIENCE
+        while True:
+            try:
+                return iter(iterator(start, stop))
+            except ValueError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+
     @contextlib.contextmanager
     def _transactions(self, start: bytes, stop: bytes | None) -> Iterator[Any]:
         """An iterator over transactions of the storage, with its file closed in any case."""
-        transactions = iter(self.storage.iterator(start, stop))
+        transactions = self.iterator(start, stop)
         try:
             yield transactions
         finally:

@@ -717,11 +717,11 @@ class Session:
             if tid is not None:
                 _tid(tid)
         assert self._served is not None
-        iterator = self._served.method('iterator')
+        make = partial(self._served.iterator, start, stop)
         if not self._allowance.take():
             raise ValueError(f'{self._allowance.most} iterators are in use, of all clients together; try later')
         try:
-            return self._keep(self._iterators, lambda: iterator(start, stop))
+            return self._keep(self._iterators, make)
         except BaseException:
             self._allowance.give_back()
             raise
