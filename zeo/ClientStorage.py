@@ -482,7 +482,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         commit = self._committing(transaction)
         for _ in range(VOTE_ROUNDS):
             try:
-                answer = commit.vote()
+                answer = commit.vote(self._cache.make_ready)
             except ConflictError as error:
                 if error.oid is not None:
                     # Should not be needed.  If what is cached is outdated after all, a new attempt

@@ -18,7 +18,8 @@ from ZODB.utils import p64, u64, z64
 from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, renew, teach
 from zeo.client import cache as cache_module
 from zeo.client import cachefile
-from zeo.client.cache import ASIDE, ASIDE_SIZE, HOT_EXTRA, Cache, CacheUnavailable, cache_path, open_cache
+from zeo.client.cache import ASIDE, ASIDE_SIZE, HOT_EXTRA, OWN_ASIDE, OWN_ASIDE_SIZE
+from zeo.client.cache import Cache, CacheUnavailable, cache_path, open_cache
 from zeo.client.cachefile import Log
 from zeo.client.cacheledger import MOVES
 
@@ -273,13 +274,29 @@ def test_a_transaction_that_is_older_than_what_is_known_changes_nothing_of_that(
 
 def test_no_more_transactions_are_set_aside_than_may_be(opened: Callable[..., Cache]) -> None:
     cache = opened(None, 100 * MB)
-    for number in range(1, 1000):
-        records = {p64(number % 7 + each): bytes(number * 20) for each in range(number % 70)}
+    for number in range(1, 600):
+        records = {p64(number % 7 + each): bytes(number * 4) for each in range(number % 270)}
         renew(cache, p64(number), records, records)
-        assert len(cache._aside) + len(cache._former) <= ASIDE
-        assert cache._aside_size <= ASIDE_SIZE
+        assert len(cache._aside) + len(cache._former) <= OWN_ASIDE
+        assert cache._aside_size <= OWN_ASIDE_SIZE
         for oid, record in records.items():
             assert cache.load(oid) == (record, p64(number))
+
+
+def test_much_that_is_set_aside_is_put_away_when_there_is_time(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    for number in range(1, ASIDE + 1):
+        cache.make_ready()
+        assert len(cache._aside) == number - 1
+        renew(cache, p64(number), [p64(number)], {p64(number): b'record'})
+    cache.make_ready()
+    assert not cache._aside
+    renew(cache, p64(ASIDE + 1), [A], {A: b'new'})
+    for number in range(ASIDE):
+        renew(cache, p64(ASIDE + 2 + number), [A], {A: b'newer'})
+    assert len(cache._former) == ASIDE
+    cache.make_ready()
+    assert not cache._former and held(cache, range(1, ASIDE + 1)) == ASIDE
 
 
 def test_a_transaction_that_is_set_aside_when_the_last_tid_moves_is_in_the_file_first(

@@ -80,6 +80,28 @@ def test_a_call_returns_what_the_server_replies(line: Line, calls: Calls) -> Non
     assert result() == tid(7)
 
 
+def test_what_can_be_done_meanwhile_is_done_when_the_server_has_the_request(line: Line, calls: Calls) -> None:
+    def meanwhile() -> None:
+        message = line.peer.read('getTid')
+        line.peer.send(notice('invalidateTransaction', (tid(7), [])))
+        line.peer.answer(message, tid(7))
+        done.append(list(line.heard))
+
+    done: list[Any] = []
+    assert calls.start(line.channel.call, 'getTid', (oid(1),), None, meanwhile)() == tid(7)
+    assert done == [[]] and line.heard
+
+
+def test_who_fails_meanwhile_does_not_wait_and_nobody_gets_his_answer(line: Line, calls: Calls) -> None:
+    def meanwhile() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        calls.start(line.channel.call, 'getTid', (oid(1),), None, meanwhile)()
+    with pytest.raises(ClientDisconnected):
+        calls.start(line.channel.call, 'ping')()
+
+
 def test_a_long_record_keeps_its_value_when_the_next_one_arrives(line: Line, calls: Calls) -> None:
     results = []
     for letter in b'a', b'b':

@@ -58,6 +58,9 @@ FAR_FUTURE = b'\xff' * 8
 #: So many revisions, and so many bytes of them, may be set aside; a longer one never is.
 ASIDE, ASIDE_SIZE, ASIDE_LONGEST = 64, 128 * 1024, 16 * 1024
 
+#: The same if a transaction of this client brings them: then the next one has time to put them away.
+OWN_ASIDE, OWN_ASIDE_SIZE = 256, 512 * 1024
+
 #: Bytes of memory for what was hit more than once since the last change; so many of them are for what is
 #: around a record.
 HOT_SIZE, HOT_EXTRA = 1024 * 1024, 250
@@ -337,12 +340,12 @@ class Cache:
     def _set_all_aside(self, tid: bytes, records: Mapping[bytes, object]) -> bool:
         """Keep for later what a transaction of this client brings; False: it has to be stored now."""
         aside, ledger, number = self._aside, self._ledger, as_number(tid)
-        if not ledger.sound or len(aside) + len(self._former) + len(records) > ASIDE:
+        if not ledger.sound or len(aside) + len(self._former) + len(records) > OWN_ASIDE:
             return False
         for oid, data in records.items():
             former = aside.get(oid)
             if (type(data) is not bytes or len(data) > self._longest_aside
-                    or self._aside_size + len(data) > ASIDE_SIZE
+                    or self._aside_size + len(data) > OWN_ASIDE_SIZE
                     or not (ledger.index.is_next(as_number(oid), number) if former is None else former[1] < tid)):
                 return False
             if ledger.behind is None:
@@ -370,6 +373,11 @@ class Cache:
                 return
         for oid, (data, start, end) in revisions:
             self.store(oid, start, end, data)
+
+    def make_ready(self) -> None:
+        """Have nothing to put away soon: for who has to wait for something else anyway."""
+        if len(self._aside) + len(self._former) >= ASIDE:
+            self._settle()
 
     @_change
     def _settle(self) -> None:

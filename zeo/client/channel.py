@@ -190,19 +190,21 @@ class Channel:
 
     # ---- what callers use
 
-    def call(self, name: str, args: Sequence[Any] = (), effect: Effect | None = None) -> Any:
-        """Ask and wait for the answer.
+    def call(self, name: str, args: Sequence[Any] = (), effect: Effect | None = None,
+             meanwhile: Callable[[], object] | None = None) -> Any:
+        """Ask and wait for the answer; do first what can be done ``meanwhile``, if that is short.
 
         Raises what the server answers with; `ClientDisconnected` if the connection ends first;
         `ClientStorageError` inside an effect.
         """
         message_id = next(self._ids)
-        return self._perform(Request(effect), message_id, encode_request(message_id, name, args))
+        return self._perform(Request(effect), message_id, encode_request(message_id, name, args), meanwhile)
 
-    def ask(self, encode: Callable[..., Frame], *args: Any, effect: Effect | None = None) -> Any:
+    def ask(self, encode: Callable[..., Frame], *args: Any, effect: Effect | None = None,
+            meanwhile: Callable[[], object] | None = None) -> Any:
         """The same with a request that ``encode`` makes of its number and the arguments."""
         message_id = next(self._ids)
-        return self._perform(Request(effect), message_id, encode(message_id, *args))
+        return self._perform(Request(effect), message_id, encode(message_id, *args), meanwhile)
 
     def load(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         """``loadBefore``; equal ones in flight are one.  The result has been given to ``loaded``."""
@@ -329,7 +331,8 @@ class Channel:
         self._inside[me] = True
         return me
 
-    def _perform(self, request: Request, message_id: int, frame: Frame | None) -> Any:
+    def _perform(self, request: Request, message_id: int, frame: Frame | None,
+                 meanwhile: Callable[[], object] | None = None) -> Any:
         """Send the frame (unless somebody else has sent an equal one) and wait for the answer."""
         me = get_ident()
         if me in self._inside:
@@ -343,6 +346,8 @@ class Channel:
                 if standing is request:
                     self._outgoing.send(frame)
                 request = standing
+            if meanwhile is not None:
+                meanwhile()
             if self._turn.acquire(False):
                 self._lead(request)
             else:

@@ -4,6 +4,7 @@ If the server offers ``stores`` (see `zeo.wire.messages.EXTENSIONS`), small reco
 and a transaction that has nothing but few of these is begun, stored and voted by one request.
 """
 
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
@@ -81,17 +82,18 @@ class Commit:
         if self._batch:
             self.channel.post_frame(stores_notice(*self._batch.take(), self.id))
 
-    def vote(self) -> Sequence[Any]:
-        """What the server reports about the objects of the transaction."""
+    def vote(self, meanwhile: Callable[[], object]) -> Sequence[Any]:
+        """What the server reports about the objects of the transaction; something is done while it votes."""
         if not self.begun:
             meta = self.transaction
             self.begun = True
             heads, records = self._batch.take()
             answer = self.channel.ask(commit_request, self.id, self.tells_tid, meta.user, meta.description,
-                                      heads, records)
+                                      heads, records, meanwhile=meanwhile)
         else:
             self.send()
-            answer = self.channel.call('vote', (self.id, True) if self.tells_tid else (self.id,))
+            answer = self.channel.call('vote', (self.id, True) if self.tells_tid else (self.id,),
+                                       meanwhile=meanwhile)
         if self.tells_tid and isinstance(answer, tuple):
             answer, self.tid = answer
         return answer or ()
