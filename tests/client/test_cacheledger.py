@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64
 
-from zeo.client.cachefile import Content, Log, claim, pack, unnamed
+from zeo.client.cachefile import AROUND, Content, Log, claim, pack, unnamed
 from zeo.client.cacheindex import OPEN, Kind
 from zeo.client.cacheledger import MOST_USED, Ledger
 
@@ -157,6 +157,29 @@ def test_the_most_used_are_taken_along(opened: Callable[[], Ledger]) -> None:
         oid += 1
     kept = [oid in ledger.index.current.starts for oid in first[:3]]
     assert kept == [False, True, True]
+
+
+def test_what_is_in_use_makes_room_for_what_is_new_without_being_moved_as_a_whole() -> None:
+    log = Log(unnamed(), 1 << 20, STORAGE)
+    ledger = Ledger(log)
+    ledger.start_over(0)
+    current = ledger.index.current
+    oid = 0
+    while log.begun < 16:
+        ledger.learn(oid, 10, OPEN, pack(p64(oid), p64(10), bytes(60)))
+        oid += 1
+    for place in current.places.values():
+        ledger.use(place)
+    many = log.room // 64 // (AROUND + 10)
+    assert many > 10
+    for _ in range(1 + log.room // many // AROUND):    # somewhere there the open segment is full
+        begun = log.begun
+        ledger.learn_news([p64(oid + number) + p64(10) for number in range(many)], [bytes(10)] * many, Kind.CURRENT)
+        assert all(oid + number in current.starts for number in range(many))
+        assert log.begun - begun <= 2
+        oid += many
+    assert log.begun > 16
+    log.abandon()
 
 
 def test_hits_are_counted_up_to_a_limit(opened: Callable[[], Ledger]) -> None:

@@ -229,6 +229,11 @@ class Log:
         return min(LARGEST - PROOF_SIZE, self.segment - SEGMENT_SIZE - ALONE)
 
     @property
+    def filled(self) -> int:
+        """How many bytes of records the open segment has."""
+        return self._position - self._start - SEGMENT_SIZE
+
+    @property
     def extent(self) -> int:
         """The file never gets longer than this."""
         return max(self._size, FIRST + FEWEST * SHORTEST)

@@ -68,9 +68,11 @@ class Ledger:
         self.sound = False
         #: Hits since a record was written, by its offset // GRAIN.  Inexact: nobody locks it.
         self._used = bytearray(log.extent // GRAIN + 1)
-        #: So many bytes may be taken along when room is made: gained with each segment, and saved up
-        #: for those that are in use as a whole.
-        self._savings = log.extent // 2
+        #: So many bytes may be taken along when room is made: three for each that is new, saved up for
+        #: segments that are in use as a whole.
+        self._savings = 0
+        #: So many were taken along into the open segment.
+        self._taken = 0
 
     def use(self, place: int) -> bool:
         """Count a hit; whether there was one before."""
@@ -190,7 +192,7 @@ class Ledger:
         """Forget everything, also in the file."""
         self.forget_all()
         self.last_tid, self.behind = last_tid, None
-        self._moves = 0
+        self._moves = self._savings = self._taken = 0
         self.log.start_over(last_tid)
         self.sound = True
 
@@ -237,17 +239,18 @@ class Ledger:
             found = index.evict(oid, start, place) if tag in KINDS or tag == NEXT else None
             if found is not None and (hits := used[place >> GRAIN_BITS]):
                 kept.append((hits, oid, start, *found, repack(log.read(place))))
+        # If all is in use, three bytes in four are kept on an average, or nothing new would get in; and never
+        # all of a segment, or one after the other would be moved for a few objects that somebody waits for.
+        self._savings = min(self._savings + 3 * (log.filled - self._taken), log.extent // 4)
         log.begin(self._provable)
-        # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
-        self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
-        room = min(self._savings, log.room - length)
-        self._savings -= room
+        room = min(self._savings, log.room - max(length, log.room // 64))
         for hits, oid, start, kind, end, survivor in sorted(kept, key=lambda entry: -entry[0]):
             size = len(survivor[1]) + ALONE
             if size <= room:
                 room -= size
                 self._keep(kind, oid, start, end, survivor, hits - 1)
-        self._savings += room
+        self._taken = log.filled
+        self._savings -= self._taken
 
     # From one process to the next
 
