@@ -15,7 +15,8 @@ import pytest
 from tests.system.accounts import KEPT, Resources
 from tests.system.servers import PATIENCE, ROOT, Log, until
 from zeo.client.dialing import DEAD_AFTER
-from zeo.StorageServer import SILENCE, VANISHED_AFTER
+from zeo.server.connection import SILENCE
+from zeo.server.listener import VANISHED_AFTER
 
 pytestmark = [
     pytest.mark.soak,

@@ -35,7 +35,7 @@ import pytest
 from ZODB.POSException import POSKeyError
 from ZODB.utils import z64
 
-import zeo.StorageServer
+import zeo.server.connection
 from tests.server.talk import PATIENCE
 from tests.server.talk import Announcing
 from tests.server.talk import GatedStorage
@@ -688,7 +688,7 @@ def test_without_its_protection_the_rule_is_broken(
 
 
 def no_limit(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(zeo.StorageServer, 'Outbox', Outbox)
+    patch.setattr(zeo.server.connection, 'Outbox', Outbox)
 
 
 def send_and_wait(patch: pytest.MonkeyPatch) -> None:
@@ -698,7 +698,7 @@ def send_and_wait(patch: pytest.MonkeyPatch) -> None:
 def broken_by_a_client_that_does_not_read(patch: pytest.MonkeyPatch, path: str,
                                           mutant: Callable[[pytest.MonkeyPatch], None]) -> str:
     """What happens to others: '' if nothing, 'delayed', or 'kept' if it was not given up."""
-    patch.setattr(zeo.StorageServer, 'Outbox', partial(Outbox, limit=100_000))
+    patch.setattr(zeo.server.connection, 'Outbox', partial(Outbox, limit=100_000))
     mutant(patch)
     server = StorageServer({'1': GatedStorage()}, [path])
     server.start()

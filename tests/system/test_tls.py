@@ -50,7 +50,7 @@ def server(start_server: Start, certificates: Certificates) -> Server:
 @pytest.fixture
 def impatient(start_server: Start, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> Server:
     """One that waits only a second for a client's first word, which is five in real life."""
-    monkeypatch.setattr(Server, 'constants', {'zeo.StorageServer.FIRST_WORD_PATIENCE': 1.0,
+    monkeypatch.setattr(Server, 'constants', {'zeo.server.connection.FIRST_WORD_PATIENCE': 1.0,
                                               'zeo.server.threads.PATIENCE': .2})
     return start_server(**secured(certificates))
 

@@ -17,6 +17,9 @@ from collections.abc import Iterator
 
 from zeo.server.values import DEFAULT_SOCKET_MODE
 
+#: An address as users give it: ``(host, port)``, or the path of a Unix domain socket.
+Address = tuple[str, int] | str
+
 #: An address as `socket.socket.bind` takes it: ``(host, port)`` and, for IPv6, two numbers more.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
