@@ -49,3 +49,19 @@ def connect() -> Iterator[Callable[..., SessionPeer]]:
 def file_storage(tmp_path: Path) -> Any:
     """A FileStorage; whoever serves it closes it."""
     return FileStorage(str(tmp_path / 'Data.fs'))
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    return serve()
+
+
+@pytest.fixture
+def peer(connect: Callable[..., SessionPeer], served: Served) -> SessionPeer:
+    return connect(served)
+
+
+@pytest.fixture
+def filed(connect: Callable[..., SessionPeer], serve: Callable[..., Served], file_storage: FileStorage) -> SessionPeer:
+    """A client of a FileStorage."""
+    return connect(serve(file_storage))

@@ -235,7 +235,7 @@ def test_what_was_large_and_is_sent_is_no_excuse_any_more() -> None:
 
 
 def test_the_limit_leaves_room_for_the_largest_replies_that_sessions_wait_for() -> None:
-    from zeo.server.session import ROOM
+    from zeo.server.conversation import ROOM
     assert ROOM * 4 <= LIMIT
 
 
