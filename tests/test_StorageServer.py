@@ -43,6 +43,9 @@ from zeo.wire import messages
 from zeo.wire.certificates import client_context
 from zeo.wire.certificates import server_context
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
+from zeo.wire.greeting import PROBE
+from zeo.wire.greeting import TLS_ALERT
 
 Start = Callable[..., StorageServer]
 Connect = Callable[..., SocketPeer]
@@ -165,7 +168,7 @@ def test_an_answer_in_another_protocol_ends_the_connection(
 def test_a_probe_is_told_the_status_of_all_storages(start: Start, connect: Connect) -> None:
     server = start({'one': GatedStorage(), 'two': GatedStorage()})
     peer = connect(server, register=False)
-    peer.send(messages.PROBE)
+    peer.send(PROBE)
     report = peer.receive()
     assert report is not None and report.isascii()
     status = json.loads(report)
@@ -177,13 +180,13 @@ def test_who_has_no_role_is_told_no_status_either(
         start: Start, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     server = start(roles=Roles([Rule(Role.ADMIN, certificate='somebody else')]))
     peer = connect(server, register=False)
-    peer.send(messages.PROBE)
+    peer.send(PROBE)
     assert peer.receive() is None
     assert 'refused to use this server: it has no role' in caplog.text
     rule = Rule(Role.READ, port=server.addresses[0][1])  # type: ignore[arg-type]
     server.roles = Roles([rule])
     peer = connect(server, register=False)
-    peer.send(messages.PROBE)
+    peer.send(PROBE)
     assert json.loads(peer.receive() or b'').keys() == {'1'}
 
 
@@ -322,7 +325,7 @@ def test_frames_are_short_before_register_and_long_after_it(connect: Connect, se
     peer.sock.sendall(struct.pack('>I', FIRST_FRAMES + 1))
     assert is_closed(peer)
     peer = connect(server, register=False, reading=False)
-    peer.send(messages.GREETING)
+    peer.send(GREETING)
     peer.ask('register', '1', False)
     peer.begin(1, (oid(1), z64, b'x' * FIRST_FRAMES * 10))  # without waiting for an answer
     peer.start_reading()
@@ -395,7 +398,7 @@ def test_the_name_in_its_certificate_is_known_of_a_client(
     context = client_context(certificates.client, authenticate=certificates.ca)
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         with context.wrap_socket(sock, server_hostname='localhost') as peer:
-            assert peer.recv(6) == b''.join(frame(messages.GREETING))
+            assert peer.recv(6) == b''.join(frame(GREETING))
             [connection] = secure.connections
             assert connection.session.certificate_name == 'ada'
 
@@ -425,7 +428,7 @@ def test_who_has_come_to_terms_about_tls_and_then_is_silent_is_cut_off(
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         with context.wrap_socket(sock, server_hostname='localhost') as peer:
             peer.settimeout(PATIENCE)
-            assert peer.recv(6) == b''.join(frame(messages.GREETING))
+            assert peer.recv(6) == b''.join(frame(GREETING))
             assert peer.recv(6) == b''
 
 
@@ -455,7 +458,7 @@ def test_who_says_nothing_where_tls_is_spoken_is_told_so(
     monkeypatch.setattr(module, 'FIRST_WORD_PATIENCE', .1)
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         sock.settimeout(PATIENCE)
-        assert sock.recv(100) == messages.TLS_ALERT
+        assert sock.recv(100) == TLS_ALERT
     until(lambda: 'the client does not begin to speak TLS, and has to' in caplog.text, 'it is logged')
 
 
@@ -631,7 +634,7 @@ def test_who_says_nothing_has_no_thread_and_goes_when_others_need_the_place(
         start: Start, connect: Connect) -> None:
     server = start(limits=Limits(max_connections=5))
     silent = [connect(server, register=False) for _ in range(20)]
-    assert all(peer.greeting == messages.GREETING for peer in silent)
+    assert all(peer.greeting == GREETING for peer in silent)
     assert not clients()
     assert all(map(is_closed, silent[:15]))
     connect(server).call('ping')
@@ -669,7 +672,7 @@ def test_more_come_in_while_registering_takes_long(
 
     monkeypatch.setattr(slow, '_last_tid_of_storage', asked)
     waiting = connect(server, register=False)
-    waiting.send(messages.GREETING)
+    waiting.send(GREETING)
     waiting.ask('register', '2', False)
     connect(server).call('ping')
     may_go_on.set()
@@ -691,7 +694,7 @@ def test_threads_of_who_was_shown_out_are_not_more_than_there_may_be_connections
     monkeypatch.setattr(module.Connection, 'close', late)
     strangers = [connect(server, register=False) for _ in range(3)]
     for peer in strangers:
-        peer.send(messages.GREETING)
+        peer.send(GREETING)
         peer.ask('register', 'nobody', False)
         assert peer.sock.recv(4)  # that there is no such storage
     until(lambda: len(clients()) == 3, 'all have a thread')
@@ -710,7 +713,7 @@ def clients() -> list[threading.Thread]:
 
 def test_close_lets_go_of_who_has_not_registered(server: StorageServer, connect: Connect) -> None:
     silent, greeting = (connect(server, register=False) for _ in range(2))
-    greeting.send(messages.GREETING)
+    greeting.send(GREETING)
     in_thread(server.close).result(PATIENCE)
     assert all(map(is_closed, (silent, greeting)))
     assert not server.connections

@@ -94,6 +94,11 @@ from zeo.wire import messages
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
+from zeo.wire.greeting import PROBE
+from zeo.wire.greeting import TLS_ALERT
+from zeo.wire.greeting import looks_like_tls
+from zeo.wire.greeting import status_report
 
 if TYPE_CHECKING:
     import ssl
@@ -403,7 +408,7 @@ class Connection:
         """The server speaks first, except where TLS is spoken."""
         self.deadline = time.monotonic() + self._limits.registration_timeout
         if self._tls is None:
-            self.session.outbox.append(frame(messages.GREETING))
+            self.session.outbox.append(frame(GREETING))
             self.line.push()
 
     def hear(self) -> Heard:
@@ -426,7 +431,7 @@ class Connection:
         inbox.advance(count)
         self.session.received += count
         payload = self._first_words()
-        if payload == messages.GREETING and not self._is_greeted:
+        if payload == GREETING and not self._is_greeted:
             self._is_greeted = True
             payload = self._first_words()
         if payload is None:
@@ -450,7 +455,7 @@ class Connection:
         with self._telling():
             if self._tls is not None:
                 self._agree_on_tls(self._tls)
-                session.outbox.append(frame(messages.GREETING))
+                session.outbox.append(frame(GREETING))
                 self.line.push()
             if session.is_registered or self._handshake():
                 inbox.limit = self._limits.max_message
@@ -543,7 +548,7 @@ class Connection:
         try:
             return self._inbox.next()
         except ProtocolError:
-            if not self._is_greeted and messages.looks_like_tls(self._inbox.beginning(2)):
+            if not self._is_greeted and looks_like_tls(self._inbox.beginning(2)):
                 raise TlsError('the client speaks TLS, and this address does not') from None
             raise
 
@@ -578,7 +583,7 @@ class Connection:
             if tls.has_begun:
                 raise
             with contextlib.suppress(OSError):
-                sock.send(messages.TLS_ALERT, socket.MSG_DONTWAIT)
+                sock.send(TLS_ALERT, socket.MSG_DONTWAIT)
             raise TlsError('the client does not begin to speak TLS, and has to') from None
         self.session.certificate_name = tls.peer_name()
 
@@ -589,15 +594,15 @@ class Connection:
             answer = self._next()
             if answer is None:
                 return False
-            if answer == messages.PROBE:
+            if answer == PROBE:
                 if not self.session.may_come_in():
                     return False
-                outbox.append(frame(messages.status_report(
+                outbox.append(frame(status_report(
                     {name: served.status() for name, served in self._server.storages.items()})))
                 self.line.push(PATIENCE)
                 return False
-            if answer != messages.GREETING:
-                raise ProtocolError(f'it does not speak {messages.GREETING.decode()}')
+            if answer != GREETING:
+                raise ProtocolError(f'it does not speak {GREETING.decode()}')
             self._is_greeted = True
         while not self.session.is_registered:
             payload = self._next()

@@ -35,10 +35,10 @@ from zeo.server import session as module
 from zeo.server.limits import Allowance
 from zeo.server.served import LOOK_UP
 from zeo.server.served import Served
+from zeo.wire.loads import load_request
 from zeo.wire.messages import HEARTBEAT
-from zeo.wire.messages import METHODS
+from zeo.wire.methods import METHODS
 from zeo.wire.stores import HEAD
-from zeo.wire.messages import load_request
 
 Serve = Callable[..., Served]
 Connect = Callable[..., SessionPeer]

@@ -616,7 +616,6 @@ CARRIER = """
 import os, sys
 from ZODB.Connection import TransactionMetaData
 from zeo.ClientStorage import ClientStorage
-from zeo.wire import messages
 host, port, folder, size = sys.argv[1:]
 size = int(size)
 def peak():

@@ -44,8 +44,8 @@ from ZODB.utils import u64
 from zeo.client.arrivals import Arrivals
 from zeo.client.arrivals import unlink
 from zeo.errors import ClientStorageError
-from zeo.wire.messages import around_upload
-from zeo.wire.messages import upload_notice
+from zeo.wire.chunks import around_upload
+from zeo.wire.chunks import upload_notice
 from zeo.wire.pieces import cut
 
 if TYPE_CHECKING:

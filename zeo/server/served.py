@@ -40,8 +40,9 @@ from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
 from zeo.server.seldom import SeldomEach
 from zeo.server.tids import Tids
-from zeo.wire import messages
+from zeo.wire.announcements import info_notice
 from zeo.wire.framing import Frame
+from zeo.wire.methods import EXTENSIONS
 from zeo.wire.records import references
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class Served:
             'supports_record_iternext': hasattr(storage, 'record_iternext'),
             'interfaces': tuple(
                 (each.__module__, each.__name__) for each in providedBy(storage).__iro__),
-            messages.EXTENSIONS: (*self.extensions, 'pulse', *blobs.extensions(storage)),
+            EXTENSIONS: (*self.extensions, 'pulse', *blobs.extensions(storage)),
         }
 
     @property
@@ -234,7 +235,7 @@ class Served:
     def size_notice(self) -> Frame:
         """The ``info`` notice; nothing if the storage cannot tell, for that is no reason to fail."""
         try:
-            return messages.info_notice(**self.sizes())
+            return info_notice(**self.sizes())
         except Exception:
             logger.exception('storage %s: does not tell its size', self.name)
             return ()

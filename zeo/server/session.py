@@ -53,10 +53,14 @@ from zeo.server.transaction import Transaction
 from zeo.server.transaction import log_failure
 from zeo.wire import messages
 from zeo.wire import pieces
+from zeo.wire.chunks import upload_in
+from zeo.wire.decoding import decode_from_client
 from zeo.wire.framing import Payload
-from zeo.wire.messages import METHODS
+from zeo.wire.loads import load_of
 from zeo.wire.messages import PickledId
-from zeo.wire.messages import load_of
+from zeo.wire.methods import EXTENSIONS
+from zeo.wire.methods import METHODS
+from zeo.wire.replies import load_reply
 from zeo.wire.revisions import MOST as MOST_PREFETCHED
 from zeo.wire.stores import unpack
 
@@ -163,7 +167,7 @@ class Session:
             except Exception as error:
                 self._failed(load[0], 'loadBefore', error)
             return
-        message_id, oneway, name, args = messages.decode_from_client(payload)
+        message_id, oneway, name, args = decode_from_client(payload)
         if messages.is_heartbeat(message_id):
             self._heard()
             return
@@ -201,7 +205,7 @@ class Session:
 
     def handle_and_tell(self, payload: Payload) -> None:
         """`handle`, and tell the debug log how long it took."""
-        message_id, oneway, name, _ = messages.decode_from_client(payload)
+        message_id, oneway, name, _ = decode_from_client(payload)
         if not messages.is_heartbeat(message_id):
             self._trace.begin(message_id, name[:100])
         self.handle(payload)
@@ -339,7 +343,7 @@ class Session:
         assert self._served is not None
         info = self._served.info()
         if self._limits.max_message >= pieces.LONGEST_MESSAGE:
-            info[messages.EXTENSIONS] += ('pieces',)
+            info[EXTENSIONS] += ('pieces',)
         return info
 
     def lastTransaction(self) -> bytes:
@@ -411,7 +415,7 @@ class Session:
                 outbox.append(messages.reply(message_id, None))
                 return
             record, start, end = found
-            frame = messages.load_reply(message_id, record, start, end)
+            frame = load_reply(message_id, record, start, end)
             if end is None:
                 outcome = outbox.reply_to_load(frame, mark, start, watching=watching, ahead=ahead)
             else:
@@ -588,7 +592,7 @@ class Session:
 
         If it does not, or something is wrong with it, or with the transaction, it is handled as others are.
         """
-        found = messages.upload_in(beginning, length)
+        found = upload_in(beginning, length)
         if found is None:
             return None
         head, size, tail = found
