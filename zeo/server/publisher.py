@@ -152,3 +152,9 @@ class Publisher:
             if seen != tid and tid < self._last_tid:
                 return None
             return self._last_tid, list(changed)
+
+
+def deliver(outboxes: Iterable[Outbox]) -> None:
+    """Send what was appended; never waits."""
+    for outbox in outboxes:
+        outbox.deliver()

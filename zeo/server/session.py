@@ -31,6 +31,7 @@ from zeo.server import figures
 from zeo.server import prefetching
 from zeo.server import telling
 from zeo.server.backing import Unreachable
+from zeo.server.counts import Traffic
 from zeo.server.histogram import Histogram
 from zeo.server.jobs import Jobs
 from zeo.server.limits import Allowance
@@ -45,7 +46,6 @@ from zeo.server.roles import Roles
 from zeo.server.roles import audit
 from zeo.server.seldom import Seldom
 from zeo.server.served import Served
-from zeo.server.served import Traffic
 from zeo.server.trace import Trace
 from zeo.server.transaction import Answer
 from zeo.server.transaction import State
@@ -721,7 +721,7 @@ class Session:
             if tid is not None:
                 _tid(tid)
         assert self._served is not None
-        make = partial(self._served.iterator, start, stop)
+        make = partial(self._served.history.iterator, start, stop)
         if not self._allowance.take():
             raise ValueError(f'{self._allowance.most} iterators are in use, of all clients together; try later')
         try:
