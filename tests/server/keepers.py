@@ -1,7 +1,6 @@
 """Records of objects that resolve conflicts, or do not, or would do harm."""
 
 import io
-import pickle
 from typing import Any
 
 import pytest

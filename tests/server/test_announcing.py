@@ -17,7 +17,6 @@ from tests.server.talk import Announcing
 from tests.server.talk import GatedStorage
 from tests.server.talk import SessionPeer
 from tests.server.talk import oid
-from tests.server.talk import tid
 from zeo.ClientStorage import ClientStorage
 from zeo.server.announcing import announces_itself
 from zeo.server.served import Served
