@@ -25,7 +25,7 @@ from zeo.wire.opcodes import pickled_text
 _IS_STORE = START + IS_NOTICE + pickled_text('storea') + b'(' + EIGHT
 _store_head = Struct(f'<{len(_IS_STORE)}s8s2s8s').unpack_from
 _STORE_RECORD = len(_IS_STORE) + 18
-_store_tail = Struct('<Bi3s').unpack_from
+store_tail = Struct('<Bi3s').unpack_from  # an id with its opcode, and the end
 _int_of_size = INTS.get  # bound here: Python looks for methods of what is imported in a slower way
 
 
@@ -59,7 +59,7 @@ def store_of(data: Payload) -> FromClient | None:
     else:
         return None
     if len(data) - end == 8:
-        code, transaction_id, ending = _store_tail(data, end)
+        code, transaction_id, ending = store_tail(data, end)
         if code != 0x4a or ending != ENDS_TUPLE:
             return None
     else:

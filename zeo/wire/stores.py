@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from struct import Struct
 from struct import error as StructError
 
+from zeo.wire.commits import store_tail
 from zeo.wire.framing import HEADER
 from zeo.wire.framing import Frame
 from zeo.wire.framing import Payload
@@ -91,7 +92,6 @@ _header = HEADER.pack
 _IS_STORES = START + IS_NOTICE + pickled_text('stores') + b'(B'
 _IS_COMMIT = b'\x89' + pickled_text('commit') + b'('
 _pack_commit = Struct(f'<4si{len(_IS_COMMIT)}ssis').pack
-_stores_tail = Struct('<Bi3s').unpack_from
 _commit_head = Struct(f'<3s5s{len(_IS_COMMIT)}sBis').unpack_from
 _COMMIT_ROWS = 3 + 5 + len(_IS_COMMIT) + 6  # where the first of four begins
 
@@ -136,7 +136,7 @@ def stores_of(data: Payload) -> FromClient | None:
     if data[:at] != _IS_STORES or len(data) < at + 8:
         return None
     data = bytes(data)
-    code, transaction_id, ending = _stores_tail(data, len(data) - 8)
+    code, transaction_id, ending = store_tail(data, len(data) - 8)
     rows = _rows(data, at - 1, 2, len(data) - 8)
     if rows is None or code != 0x4a or ending != ENDS_TUPLE:
         return None
