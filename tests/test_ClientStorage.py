@@ -44,12 +44,12 @@ from zeo.ClientStorage import ClientStorage
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import OutcomeUnknown
-from zeo.wire.messages import invalidation_notice
-from zeo.wire.messages import load_reply
-from zeo.wire.messages import prefetched_notice
+from zeo.wire.announcements import invalidation_notice
 from zeo.wire.messages import reply
+from zeo.wire.replies import load_reply
 from zeo.wire.revisions import HEAD
 from zeo.wire.revisions import MOST
+from zeo.wire.revisions import prefetched_notice
 
 __all__ = ['calls', 'host']  # fixtures
 

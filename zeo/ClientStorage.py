@@ -71,7 +71,7 @@ from zeo.errors import ClientStorageError
 from zeo.errors import OutcomeUnknown
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
-from zeo.wire.messages import finish_request
+from zeo.wire.commits import finish_request
 from zeo.wire.revisions import MOST as AT_A_TIME
 
 __all__ = [

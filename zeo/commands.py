@@ -35,7 +35,7 @@ from zeo.ClientStorage import ClientStorage
 from zeo.errors import ClientDisconnected
 from zeo.errors import ServerException
 from zeo.version import __version__
-from zeo.wire.messages import EXTENSIONS
+from zeo.wire.methods import EXTENSIONS
 
 #: Seconds to wait for a server that does not answer.
 PATIENCE = 10.0

@@ -5,9 +5,11 @@ from typing import Any
 from typing import NamedTuple
 
 from zeo.wire import messages
+from zeo.wire.decoding import decode_from_client
 from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
 
 #: Seconds that anything in these tests may take; never reached on a healthy machine.
 PATIENCE = 30.0
@@ -53,7 +55,7 @@ class Peer:
     def read(self, name: str | None = None) -> Message:
         """The client's next message but heartbeats, which must be of that name."""
         while True:
-            message = Message(*messages.decode_from_client(self.payload()))
+            message = Message(*decode_from_client(self.payload()))
             if not messages.is_heartbeat(message.id):
                 break
             self.heartbeats += 1
@@ -78,8 +80,8 @@ class Peer:
         self.send(messages.error_reply(message.id, error))
 
     def greet(self) -> None:
-        self.send(frame(messages.GREETING))
-        assert self.payload() == messages.GREETING
+        self.send(frame(GREETING))
+        assert self.payload() == GREETING
 
     def welcome(self, last_tid: bytes, **info: Any) -> Message:
         """Greeting, `register` and `get_info`: as far as every connection goes."""

@@ -11,8 +11,8 @@ import pytest
 from tests.client.peer import oid
 from tests.client.peer import tid
 from zeo.client.arrivals import Arrivals
-from zeo.wire.messages import around_download
-from zeo.wire.messages import around_upload
+from zeo.wire.chunks import around_download
+from zeo.wire.chunks import around_upload
 
 ONE, TWO = (oid(1), tid(1)), (oid(2), tid(1))
 

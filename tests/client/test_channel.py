@@ -26,22 +26,22 @@ from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
+from zeo.wire.announcements import invalidation_notice
+from zeo.wire.chunks import blob_chunk_notice
+from zeo.wire.chunks import download_in
+from zeo.wire.decoding import decode_from_client
 from zeo.wire.framing import Frame
 from zeo.wire.framing import frame
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import PULSE
-from zeo.wire.messages import decode_from_client
-from zeo.wire.messages import blob_chunk_notice
-from zeo.wire.messages import download_in
-from zeo.wire.messages import invalidation_notice
-from zeo.wire.messages import load_reply
 from zeo.wire.messages import notice
-from zeo.wire.messages import prefetched_notice
 from zeo.wire.messages import reply
 from zeo.wire.pieces import Destination
 from zeo.wire.pieces import Passing
+from zeo.wire.replies import load_reply
 from zeo.wire.revisions import HEAD
 from zeo.wire.revisions import MOST
+from zeo.wire.revisions import prefetched_notice
 
 
 class Interrupted(BaseException):

@@ -21,7 +21,7 @@ from zeo.errors import ClientDisconnected
 from zeo.wire.certificates import client_context
 from zeo.wire.certificates import server_context
 from zeo.wire.framing import frame
-from zeo.wire.messages import TLS_ALERT
+from zeo.wire.greeting import TLS_ALERT
 from zeo.wire.tls import Tls
 
 

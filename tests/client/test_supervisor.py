@@ -30,7 +30,7 @@ from zeo.client.upkeep import Upkeep
 from zeo.client.verification import CacheIsNewer
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
-from zeo.wire.messages import invalidation_notice
+from zeo.wire.announcements import invalidation_notice
 from zeo.wire.messages import notice
 from zeo.wire.messages import reply
 

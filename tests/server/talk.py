@@ -26,9 +26,11 @@ from zeo.server.served import Served
 from zeo.server.session import Session
 from zeo.wire import faults
 from zeo.wire import messages
+from zeo.wire.decoding import decode_from_server
 from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
 
 #: Seconds that anything may take.  Never reached on a healthy machine, however busy.
 PATIENCE = 30.0
@@ -79,7 +81,7 @@ class Peer:
 
     def _hear(self, payload: bytes | bytearray) -> None:
         with self._new:
-            self.told.append(messages.decode_from_server(payload))
+            self.told.append(decode_from_server(payload))
             self._new.notify_all()
 
     def _end(self) -> None:
@@ -240,7 +242,7 @@ class SocketPeer(Peer):
         self._reader = threading.Thread(target=self._read, name='test reader', daemon=True)
         self.greeting = self.receive()
         if register:
-            self.send(messages.GREETING)
+            self.send(GREETING)
             number = self.ask('register', name, read_only)
             if reading:
                 self._reader.start()

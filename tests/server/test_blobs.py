@@ -26,8 +26,8 @@ from zeo.errors import ServerException
 from zeo.server import blobs
 from zeo.server.limits import Limits
 from zeo.server.served import Served
-from zeo.wire import messages
 from zeo.wire import pieces
+from zeo.wire.chunks import around_upload
 
 Serve = Callable[..., Served]
 Connect = Callable[..., SessionPeer]
@@ -277,7 +277,7 @@ def test_a_storage_without_blobs_says_so(serve: Serve, connect: Connect, tmp_pat
 
 def pass_piece(peer: SessionPeer, data: bytes) -> bool:
     """Have a long piece arrive, unless the session wants to have it as a message."""
-    head, tail = messages.around_upload(len(data))
+    head, tail = around_upload(len(data))
     passing = peer.session.divert(memoryview(head[4:] + data[:10]), len(head) - 4 + len(data) + len(tail))
     if passing is None:
         return False

@@ -44,6 +44,9 @@ from zeo.wire import messages
 from zeo.wire.certificates import client_context
 from zeo.wire.certificates import server_context
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
+from zeo.wire.greeting import PROBE
+from zeo.wire.greeting import TLS_ALERT
 
 
 # ---- handshake
@@ -66,7 +69,7 @@ def test_an_answer_in_another_protocol_ends_the_connection(
 def test_a_probe_is_told_the_status_of_all_storages(start: Start, connect: Connect) -> None:
     server = start({'one': GatedStorage(), 'two': GatedStorage()})
     peer = connect(server, register=False)
-    peer.send(messages.PROBE)
+    peer.send(PROBE)
     report = peer.receive()
     assert report is not None and report.isascii()
     status = json.loads(report)
@@ -78,13 +81,13 @@ def test_who_has_no_role_is_told_no_status_either(
         start: Start, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     server = start(roles=Roles([Rule(Role.ADMIN, certificate='somebody else')]))
     peer = connect(server, register=False)
-    peer.send(messages.PROBE)
+    peer.send(PROBE)
     assert peer.receive() is None
     assert 'refused to use this server: it has no role' in caplog.text
     rule = Rule(Role.READ, port=server.addresses[0][1])  # type: ignore[arg-type]
     server.roles = Roles([rule])
     peer = connect(server, register=False)
-    peer.send(messages.PROBE)
+    peer.send(PROBE)
     assert json.loads(peer.receive() or b'').keys() == {'1'}
 
 
@@ -194,7 +197,7 @@ def test_frames_are_short_before_register_and_long_after_it(connect: Connect, se
     peer.sock.sendall(struct.pack('>I', FIRST_FRAMES + 1))
     assert is_closed(peer)
     peer = connect(server, register=False, reading=False)
-    peer.send(messages.GREETING)
+    peer.send(GREETING)
     peer.ask('register', '1', False)
     peer.begin(1, (oid(1), z64, b'x' * FIRST_FRAMES * 10))  # without waiting for an answer
     peer.start_reading()
@@ -252,7 +255,7 @@ def test_the_name_in_its_certificate_is_known_of_a_client(
     context = client_context(certificates.client, authenticate=certificates.ca)
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         with context.wrap_socket(sock, server_hostname='localhost') as peer:
-            assert peer.recv(6) == b''.join(frame(messages.GREETING))
+            assert peer.recv(6) == b''.join(frame(GREETING))
             [connection] = secure.connections
             assert connection.session.certificate_name == 'ada'
 
@@ -282,7 +285,7 @@ def test_who_has_come_to_terms_about_tls_and_then_is_silent_is_cut_off(
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         with context.wrap_socket(sock, server_hostname='localhost') as peer:
             peer.settimeout(PATIENCE)
-            assert peer.recv(6) == b''.join(frame(messages.GREETING))
+            assert peer.recv(6) == b''.join(frame(GREETING))
             assert peer.recv(6) == b''
 
 
@@ -312,7 +315,7 @@ def test_who_says_nothing_where_tls_is_spoken_is_told_so(
     monkeypatch.setattr(module, 'FIRST_WORD_PATIENCE', .1)
     with socket.create_connection(secure.addresses[0]) as sock:  # type: ignore[arg-type]
         sock.settimeout(PATIENCE)
-        assert sock.recv(100) == messages.TLS_ALERT
+        assert sock.recv(100) == TLS_ALERT
     until(lambda: 'the client does not begin to speak TLS, and has to' in caplog.text, 'it is logged')
 
 

@@ -23,9 +23,9 @@ from zeo.server import jobs
 from zeo.server import conversation as module
 from zeo.server.served import Served
 from zeo.wire.messages import HEARTBEAT
-from zeo.wire.messages import METHODS
+from zeo.wire.methods import METHODS
 from zeo.wire.stores import HEAD
-from zeo.wire.messages import load_request
+from zeo.wire.loads import load_request
 
 Connect = Callable[..., SessionPeer]
 

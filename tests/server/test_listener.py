@@ -26,7 +26,7 @@ from zeo.server.connection import Connection
 from zeo.server.limits import Limits
 from zeo.server.served import Served
 from zeo.StorageServer import StorageServer
-from zeo.wire import messages
+from zeo.wire.greeting import GREETING
 
 
 def test_idle_connections_are_kept_alive_and_small_frames_are_not_held_back(
@@ -128,7 +128,7 @@ def test_who_says_nothing_has_no_thread_and_goes_when_others_need_the_place(
         start: Start, connect: Connect) -> None:
     server = start(limits=Limits(max_connections=5))
     silent = [connect(server, register=False) for _ in range(20)]
-    assert all(peer.greeting == messages.GREETING for peer in silent)
+    assert all(peer.greeting == GREETING for peer in silent)
     assert not clients()
     assert all(map(is_closed, silent[:15]))
     connect(server).call('ping')
@@ -166,7 +166,7 @@ def test_more_come_in_while_registering_takes_long(
 
     monkeypatch.setattr(slow, '_last_tid_of_storage', asked)
     waiting = connect(server, register=False)
-    waiting.send(messages.GREETING)
+    waiting.send(GREETING)
     waiting.ask('register', '2', False)
     connect(server).call('ping')
     may_go_on.set()
@@ -188,7 +188,7 @@ def test_threads_of_who_was_shown_out_are_not_more_than_there_may_be_connections
     monkeypatch.setattr(Connection, 'close', late)
     strangers = [connect(server, register=False) for _ in range(3)]
     for peer in strangers:
-        peer.send(messages.GREETING)
+        peer.send(GREETING)
         peer.ask('register', 'nobody', False)
         assert peer.sock.recv(4)  # that there is no such storage
     until(lambda: len(clients()) == 3, 'all have a thread')
@@ -207,7 +207,7 @@ def clients() -> list[threading.Thread]:
 
 def test_close_lets_go_of_who_has_not_registered(server: StorageServer, connect: Connect) -> None:
     silent, greeting = (connect(server, register=False) for _ in range(2))
-    greeting.send(messages.GREETING)
+    greeting.send(GREETING)
     in_thread(server.close).result(PATIENCE)
     assert all(map(is_closed, (silent, greeting)))
     assert not server.connections

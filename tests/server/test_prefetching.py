@@ -14,13 +14,14 @@ from tests.server.talk import SessionPeer
 from tests.server.talk import oid
 from tests.server.talk import payloads
 from tests.server.talk import tid
+from zeo.errors import ProtocolError
 from zeo.server.backing import Unreachable
 from zeo.server.outbox import Outbox
 from zeo.server.prefetching import tell
 from zeo.server.served import Served
-from zeo.wire import messages
+from zeo.wire.announcements import invalidation_notice
+from zeo.wire.decoding import decode_from_server
 from zeo.wire.framing import Inbox
-from zeo.wire.messages import invalidation_notice
 from zeo.wire.revisions import ENOUGH
 from zeo.wire.revisions import HEAD
 from zeo.wire.revisions import MOST
@@ -69,7 +70,7 @@ class Database:
         while self.outbox.backlog:
             parts += map(bytes, self.outbox.take())
         for payload in payloads(Inbox(2**31), parts):
-            _, _, name, args = messages.decode_from_server(payload)
+            _, _, name, args = decode_from_server(payload)
             if name == 'prefetched':
                 assert args[0] == maxtid
                 yield name, {u64(each): found for each, found in unpack(*args[1:])}
@@ -231,7 +232,7 @@ def test_a_client_is_told_what_loads_would_tell(
 def test_what_asks_for_no_objects_is_refused(
         serve: Callable[..., Served], connect: Callable[..., SessionPeer], args: tuple[Any, ...]) -> None:
     served = serve()
-    with pytest.raises(messages.ProtocolError, match='prefetch failed'):
+    with pytest.raises(ProtocolError, match='prefetch failed'):
         connect(served).tell('prefetch', *args)
     assert served.statistics.loads == 0
 

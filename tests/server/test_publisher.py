@@ -14,12 +14,13 @@ from zeo.server import publisher as module
 from zeo.server.outbox import Outbox
 from zeo.server.publisher import Publisher
 from zeo.wire import messages
+from zeo.wire.decoding import decode_from_server
 from zeo.wire.framing import Inbox
 
 
 def told(outbox: Outbox) -> list[Any]:
     """All that was appended, decoded."""
-    return list(map(messages.decode_from_server, payloads(Inbox(2**31), outbox.take(2**31))))
+    return list(map(decode_from_server, payloads(Inbox(2**31), outbox.take(2**31))))
 
 
 def subscribed(publisher: Publisher) -> Outbox:

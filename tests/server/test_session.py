@@ -29,7 +29,7 @@ from zeo.errors import ServerException
 from zeo.server import session as module
 from zeo.server.served import LOOK_UP
 from zeo.server.served import Served
-from zeo.wire.messages import METHODS
+from zeo.wire.methods import METHODS
 from zeo.wire.stores import HEAD
 
 Serve = Callable[..., Served]

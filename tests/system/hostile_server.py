@@ -28,6 +28,8 @@ from tests.wire import hostile
 from zeo.ClientStorage import ClientStorage
 from zeo.wire import messages
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
+from zeo.wire.opcodes import pickled_args
 
 #: How long in seconds a call may take.
 IN_TIME = 10.0
@@ -83,7 +85,7 @@ class HostileServer:
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError, AssertionError, EOFError):
             peer = Peer(sock)
-            sock.sendall(self._message(None) if self._is_the_time('greeting') else b''.join(frame(messages.GREETING)))
+            sock.sendall(self._message(None) if self._is_the_time('greeting') else b''.join(frame(GREETING)))
             peer.payload()
             while True:
                 message = peer.read()
@@ -117,7 +119,7 @@ class HostileServer:
             return b''.join(messages.reply(asked.id, value))
         if choice < 8:
             return b''.join(frame(b'\x80\x03(' + asked.id + b'K\x02' + hostile.text('.reply')
-                                  + messages._pickled_args([value])[:-1] + b't.'))
+                                  + pickled_args([value])[:-1] + b't.'))
         args = [rnd.choice(VALUES) for _ in range(rnd.randrange(4))]
         return b''.join(messages.notice(rnd.choice(NOTICES), args))
 

@@ -57,6 +57,8 @@ from tests.wire import hostile
 from zeo.ClientStorage import ClientStorage
 from zeo.wire import messages
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
+from zeo.wire.methods import METHODS
 
 
 @contextlib.contextmanager
@@ -99,7 +101,7 @@ def hostile_frames(effort: float) -> Account:
             with SocketPeer(server.address, register=number % 4 != 0, reading=False) as peer, \
                     contextlib.suppress(OSError):
                 if number % 4 == 0 and number % 8:
-                    peer.send(messages.GREETING)
+                    peer.send(GREETING)
                 for data in [frames() for _ in range(5)]:
                     peer.sock.sendall(b''.join(frame(data)))
                     sent += 1
@@ -190,7 +192,7 @@ def bad_manners(effort: float) -> Account:
         with contextlib.ExitStack() as peers:
             peer = peers.enter_context(SocketPeer(server.address))
             for _ in range(max(int(500 * effort), 10)):
-                for name, method in messages.METHODS.items():
+                for name, method in METHODS.items():
                     args = [rnd.choice(VALUES) for _ in range(rnd.randrange(method.most + 2))]
                     if name == 'pack':
                         args[:1] = ['now']  # the honest client's records are none that can be packed
@@ -433,7 +435,7 @@ def tls(effort: float) -> Account:
                     account.expect(True, '')
                 else:
                     with _spoken(ours, these) as spoken:  # half a conversation, then the end, or plain bytes
-                        spoken.sendall(b''.join(frame(messages.GREETING)))
+                        spoken.sendall(b''.join(frame(GREETING)))
                         if number % 2:
                             os.write(spoken.fileno(), b'plain')
                     sock.close()

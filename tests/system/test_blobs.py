@@ -23,7 +23,7 @@ from tests.system.certificates import Certificates
 from tests.system.clients import Task
 from tests.system.proxy import DOWN, UP, Proxy
 from tests.system.servers import PATIENCE, ROOT, Server, file_storage, until
-from zeo.client import blobs as client_blobs
+from zeo.client import blobcache
 from zeo.errors import ClientDisconnected, ClientStorageError
 from zeo.wire.certificates import client_context
 
@@ -519,8 +519,8 @@ READER = """
 import random, sys
 import ZODB, ZODB.blob
 from zeo.ClientStorage import ClientStorage
-from zeo.client import blobs
-blobs.JUST_USED = 0.0
+from zeo.client import blobcache
+blobcache.JUST_USED = 0.0
 host, port, folder, seed = sys.argv[1:]
 chance = random.Random(seed)
 db = ZODB.DB(ClientStorage((host, int(port)), blob_dir=folder, blob_cache_size=100_000))
@@ -547,7 +547,7 @@ def test_several_processes_share_a_cache_that_is_too_small(
     for reader in readers:
         _, errors = reader.communicate(timeout=PATIENCE)
         assert reader.returncode == 0, errors
-    cache = client_blobs.BlobCache(str(tmp_path / 'shared'), 100_000)
+    cache = blobcache.BlobCache(str(tmp_path / 'shared'), 100_000)
     cache.close()
     for path in files(tmp_path / 'shared', '.blob'):
         assert os.path.getsize(path) == 10_000
@@ -557,7 +557,7 @@ def test_several_processes_share_a_cache_that_is_too_small(
 def test_a_cache_that_is_too_small_for_many_threads_serves_them_all(
         server: Server, open_client: Open, person: Open, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_blobs, 'JUST_USED', 0.0)
+    monkeypatch.setattr(blobcache, 'JUST_USED', 0.0)
     someone = person('zeo', server, blob_dir=tmp_path / 'one')
     for number in range(50):
         someone.root[number] = Blob(bytes([number]) * 1000)
@@ -616,7 +616,6 @@ CARRIER = """
 import os, sys
 from ZODB.Connection import TransactionMetaData
 from zeo.ClientStorage import ClientStorage
-from zeo.wire import messages
 host, port, folder, size = sys.argv[1:]
 size = int(size)
 def peak():

@@ -23,7 +23,8 @@ from tests.server.talk import SocketPeer, oid
 from tests.system.certificates import Certificates
 from tests.system.clients import store
 from tests.system.servers import PATIENCE, Server, figures, until
-from zeo.wire import messages
+from zeo.wire.greeting import GREETING
+from zeo.wire.methods import METHODS
 
 Start = Callable[..., Server]
 Open = Callable[..., Any]
@@ -130,7 +131,7 @@ def test_frames_that_are_none_end_their_connection(hostility: Any) -> None:
                 peer.sock.sendall(data)
                 ends(peer)
         with SocketPeer(server.address, register=False) as peer:  # after the handshake
-            peer.send(messages.GREETING)
+            peer.send(GREETING)
             peer.sock.sendall(data)
             ends(peer)
         with SocketPeer(server.address) as peer:  # registered
@@ -162,11 +163,11 @@ def test_a_large_frame_is_refused_from_who_may_only_read(hostility: Any) -> None
 
 
 @pytest.mark.parametrize('data', [
-    messages.GREETING, b'', b'Z5' + bytes(60_000)], ids=['before register', 'in the handshake', 'a long frame'])
+    GREETING, b'', b'Z5' + bytes(60_000)], ids=['before register', 'in the handshake', 'a long frame'])
 def test_a_byte_from_time_to_time_is_not_enough(hostility: Any, data: bytes) -> None:
     server = hostility(registration_timeout=0.5)
     with SocketPeer(server.address, register=False) as peer:
-        if data == messages.GREETING:
+        if data == GREETING:
             peer.send(data)
         stream = struct.pack('>I', 60_000) + bytes(60_000)
         began = time.monotonic()
@@ -269,10 +270,10 @@ def test_unknown_methods_end_the_connection(hostility: Any) -> None:
 
 def test_nothing_can_be_called_before_register_and_that_only_once(hostility: Any) -> None:
     server = hostility()
-    for name in [*messages.METHODS, *NO_METHODS]:
+    for name in [*METHODS, *NO_METHODS]:
         with SocketPeer(server.address, register=False) as peer:
-            peer.send(messages.GREETING)
-            peer.ask(name, *[z64] * getattr(messages.METHODS.get(name), 'least', 0))
+            peer.send(GREETING)
+            peer.ask(name, *[z64] * getattr(METHODS.get(name), 'least', 0))
             if name == 'register':
                 continue  # of a storage that there is not
             ends(peer)
@@ -289,7 +290,7 @@ def test_wrong_numbers_and_kinds_of_arguments_are_errors_or_the_end(hostility: A
     became: dict[str, int] = {'answered': 0, 'error': 0, 'ended': 0}
     peer = SocketPeer(server.address)
     try:
-        for name, method in messages.METHODS.items():
+        for name, method in METHODS.items():
             counts = [method.least - 1, method.most + 1, method.most + 50]
             calls = [(1,) * count for count in counts if count >= 0]
             for count in range(method.least, method.most + 1):

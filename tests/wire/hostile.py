@@ -22,7 +22,13 @@ from zeo.errors import ProtocolError
 from zeo.wire import makers
 from zeo.wire import messages
 from zeo.wire import pickles
+from zeo.wire.announcements import invalidation_notice
+from zeo.wire.commits import store_notice
+from zeo.wire.decoding import decode_from_client
+from zeo.wire.decoding import decode_from_server
 from zeo.wire.framing import Frame
+from zeo.wire.loads import load_request
+from zeo.wire.replies import load_reply
 
 OPCODES = {opcode.name: opcode for opcode in pickletools.opcodes}
 CODE = {name: opcode.code.encode('latin-1') for name, opcode in OPCODES.items()}
@@ -210,12 +216,12 @@ def program(rnd: random.Random) -> bytes:
 def honest(rnd: random.Random) -> bytes:
     oid, tid = rnd.randbytes(8), rnd.randbytes(8)
     frames: list[Callable[[], Frame]] = [
-        lambda: messages.load_request(rnd.randrange(2**31), oid, tid),
-        lambda: messages.load_reply(b'K\x07', rnd.randbytes(rnd.choice([0, 20, 300])), oid,
+        lambda: load_request(rnd.randrange(2**31), oid, tid),
+        lambda: load_reply(b'K\x07', rnd.randbytes(rnd.choice([0, 20, 300])), oid,
                                     rnd.choice([None, tid])),
-        lambda: messages.store_notice(oid, tid, rnd.randbytes(rnd.choice([0, 20, 300])),
+        lambda: store_notice(oid, tid, rnd.randbytes(rnd.choice([0, 20, 300])),
                                       rnd.randrange(2**40)),
-        lambda: messages.invalidation_notice(tid, [rnd.randbytes(8) for _ in range(rnd.randrange(4))]),
+        lambda: invalidation_notice(tid, [rnd.randbytes(8) for _ in range(rnd.randrange(4))]),
         lambda: messages.notice('tpc_begin', (7, b'user', b'note', {'a': [1, 2.5, None]}, None, ' ')),
         lambda: messages.reply(b'K\x08', [{'id': oid, 'time': 1.5, 'size': 2**40}, (), set()]),
         lambda: messages.error_reply(b'K\x09', KeyError(oid)),
@@ -431,7 +437,7 @@ def sing(*args: Any) -> None:
 
 
 READERS: list[Callable[[bytes], Any]] = [
-    messages.decode_from_client, messages.decode_from_server, pickles.load_from_client,
+    decode_from_client, decode_from_server, pickles.load_from_client,
     pickles.load_from_server]
 
 

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from zeo.errors import ProtocolError
-from zeo.wire import messages
 from zeo.wire import pieces
+from zeo.wire.chunks import around_download
+from zeo.wire.chunks import upload_in
+from zeo.wire.chunks import upload_notice
+from zeo.wire.chunks import upload_of
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
 from zeo.wire.pieces import LARGEST
@@ -91,7 +94,7 @@ def test_all_of_a_blob_is_cut(size: int) -> None:
 
 
 def test_no_message_is_longer_than_is_said() -> None:
-    head, tail = messages.around_download(b'oidoidoi', b'tidtidti', LARGEST)
+    head, tail = around_download(b'oidoidoi', b'tidtidti', LARGEST)
     assert len(head) + LARGEST + len(tail) <= pieces.LONGEST_MESSAGE
 
 
@@ -155,7 +158,7 @@ def passed(inbox: Inbox, sock: socket.socket, step: int, destination: Destinatio
     found: list[bytes | None] = []
     while True:
         while (payload := inbox.next()) is not None:
-            piece = messages._upload_of(payload)
+            piece = upload_of(payload)
             if piece is None:
                 found.append(bytes(payload))
             else:
@@ -174,7 +177,7 @@ def passed(inbox: Inbox, sock: socket.socket, step: int, destination: Destinatio
 
 def diverting(destination: Destination, failed: Callable[[OSError], object] = lambda error: None) -> Inbox:
     def divert(beginning: memoryview, length: int) -> Passing | None:
-        found = messages.upload_in(beginning, length)
+        found = upload_in(beginning, length)
         return None if found is None else Passing(*found, destination, failed)
     inbox = Inbox(size=32 * 1024)
     inbox.divert = divert
@@ -188,7 +191,7 @@ def stream(*parts: bytes | tuple[int, int]) -> bytes:
         if isinstance(part, bytes):
             found += b''.join(frame(part))
         else:
-            found += b''.join(messages.upload_notice(DATA[part[0]:part[1]]))
+            found += b''.join(upload_notice(DATA[part[0]:part[1]]))
     return found
 
 

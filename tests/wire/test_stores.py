@@ -6,10 +6,18 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from tests.wire.zeos import decode_as_server
+from tests.wire.zeos import payload
+from tests.wire.zeos import requests
+from tests.wire.zeos import rows
+from tests.wire.zeos import value_of
+from zeo.wire.decoding import decode_from_client
 from zeo.wire.stores import HEAD
 from zeo.wire.stores import MOST
 from zeo.wire.stores import MOST_BYTES
 from zeo.wire.stores import Batch
+from zeo.wire.stores import commit_request
+from zeo.wire.stores import stores_notice
 from zeo.wire.stores import unpack
 
 OID, TID = b'\0\0\0\0\0\0\0\x01', b'\x03\xc0\xff\xee\x12\x34\x56\x78'
@@ -55,3 +63,22 @@ def test_what_is_too_much_for_one_message_is_refused_before_it_takes_memory(coun
         unpack(head * count, bytes(size))
     size -= 1
     assert len(unpack(head * (count - 1) if count > 1 else HEAD.pack(OID, TID, size), bytes(size))) == max(count - 1, 1)
+
+
+@given(rows, st.lists(rows, max_size=3), requests)
+def test_many_stores_are_a_message_like_others(heads: bytes, stored: list[bytes], transaction_id: int) -> None:
+    data = payload(stores_notice(heads, stored, transaction_id))
+    args = heads, b''.join(stored), transaction_id
+    assert decode_as_server(data) == (0, True, 'stores', args)
+    assert decode_from_client(data) == (b'K\0', True, 'stores', args)
+
+
+@given(requests, requests, st.booleans(), rows, rows, rows, st.lists(rows, max_size=3))
+def test_a_transaction_as_a_whole_is_a_message_like_others(
+        message_id: int, transaction_id: int, tell_tid: bool, user: bytes, description: bytes, heads: bytes,
+        stored: list[bytes]) -> None:
+    data = payload(commit_request(message_id, transaction_id, tell_tid, user, description, heads, stored))
+    args = transaction_id, tell_tid, user, description, heads, b''.join(stored)
+    assert decode_as_server(data) == (message_id, False, 'commit', args)
+    found = decode_from_client(data)
+    assert (value_of(found[0]), *found[1:]) == (message_id, False, 'commit', args)

@@ -14,9 +14,10 @@ import pytest
 
 from tests.system.certificates import Certificates
 from zeo.errors import TlsError
-from zeo.wire import messages
 from zeo.wire.certificates import client_context
 from zeo.wire.certificates import server_context
+from zeo.wire.greeting import TLS_ALERT
+from zeo.wire.greeting import looks_like_tls
 from zeo.wire.tls import MOST_ANSWERS
 from zeo.wire.tls import Tls
 
@@ -402,10 +403,10 @@ def test_a_handshake_can_be_gone_on_with_when_there_is_more(certificates: Certif
 
 
 @pytest.mark.parametrize('first, is_tls', [
-    (b'\x16\x03', True), (messages.TLS_ALERT[:2], True), (b'\x16', False), (b'', False), (b'\0\0', False),
+    (b'\x16\x03', True), (TLS_ALERT[:2], True), (b'\x16', False), (b'', False), (b'\0\0', False),
     (b'\x17\x03', False)])
 def test_tls_is_known_by_its_first_two_bytes(first: bytes, is_tls: bool) -> None:
-    assert messages.looks_like_tls(first) is is_tls
+    assert looks_like_tls(first) is is_tls
 
 
 def test_an_unforeseen_error_is_told_in_openssls_words(certificates: Certificates) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 
-from zeo.wire.messages import download_in
+from zeo.wire.chunks import download_in
 from zeo.wire.pieces import Destination
 from zeo.wire.pieces import Passing
 

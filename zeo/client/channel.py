@@ -47,14 +47,14 @@ from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
 from zeo.wire import faults
+from zeo.wire.decoding import decode_from_server
 from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import Payload
+from zeo.wire.loads import load_request
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.messages import REPLY
 from zeo.wire.messages import answered_by
-from zeo.wire.messages import decode_from_server
-from zeo.wire.messages import load_request
 from zeo.wire.messages import notice as encode_notice
 from zeo.wire.messages import request as encode_request
 from zeo.wire.revisions import MOST

@@ -1,6 +1,6 @@
 """A client's transaction in progress: what it sends to the server, and what is remembered of it here.
 
-If the server offers ``stores`` (see `zeo.wire.messages.EXTENSIONS`), small records travel many in one message,
+If the server offers ``stores`` (see `zeo.wire.methods.EXTENSIONS`), small records travel many in one message,
 and a transaction that has nothing but few of these is begun, stored and voted by one request.
 """
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from zeo.client.channel import Channel
 from zeo.client.updates import Updates
-from zeo.wire.messages import commit_request
-from zeo.wire.messages import store_notice
-from zeo.wire.messages import stores_notice
+from zeo.wire.commits import store_notice
 from zeo.wire.stores import Batch
+from zeo.wire.stores import commit_request
+from zeo.wire.stores import stores_notice
 
 __all__ = ['Commit']
 

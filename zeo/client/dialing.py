@@ -30,8 +30,8 @@ from zeo.errors import ProtocolError
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
-from zeo.wire.messages import answer_to_greeting
-from zeo.wire.messages import looks_like_tls
+from zeo.wire.greeting import answer_to_greeting
+from zeo.wire.greeting import looks_like_tls
 
 if TYPE_CHECKING:
     import ssl

@@ -16,8 +16,8 @@ from zeo.errors import ProtocolError
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
-from zeo.wire.messages import PROBE
-from zeo.wire.messages import looks_like_tls
+from zeo.wire.greeting import PROBE
+from zeo.wire.greeting import looks_like_tls
 
 #: The longest answer in bytes.
 LIMIT = 16 * 1024 * 1024

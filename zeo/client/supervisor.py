@@ -38,7 +38,7 @@ from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
-from zeo.wire.messages import EXTENSIONS
+from zeo.wire.methods import EXTENSIONS
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Link:
         self.address = line.address
         self.early: list[Invalidation] = []  # what arrived before the cache was verified
         self.info: dict[str, Any] = {}
-        self.offered: frozenset[str] = frozenset()  # what it can do beyond the protocol, see `messages.EXTENSIONS`
+        self.offered: frozenset[str] = frozenset()  # what it can do beyond the protocol, see `methods.EXTENSIONS`
         self.oids: list[bytes] = []  # given by the server and not used yet, the next one last
         self.read_only = False
         self.server_tid = z64

@@ -23,6 +23,8 @@ from zeo.server.outbox import Outbox
 from zeo.server.outbox import SendFile
 from zeo.wire import messages
 from zeo.wire import records
+from zeo.wire.chunks import around_download
+from zeo.wire.chunks import blob_chunk_notice
 from zeo.wire.pieces import Destination
 from zeo.wire.pieces import cut
 
@@ -175,7 +177,7 @@ def take_over(storage: Any) -> None:
 
 
 def extensions(storage: Any) -> tuple[str, ...]:
-    """What can be done with the storage's blobs beyond the protocol, see `messages.EXTENSIONS`."""
+    """What can be done with the storage's blobs beyond the protocol, see `zeo.wire.methods.EXTENSIONS`."""
     return ('restoreBlob',) if IBlobStorageRestoreable.providedBy(storage) else ()
 
 
@@ -222,7 +224,7 @@ def send(storage: Any, outbox: Outbox, oid: bytes, tid: bytes, large: bool = Fal
 def _send_small(outbox: Outbox, file: IO[bytes], oid: bytes, tid: bytes) -> bool:
     """False if the client is gone."""
     while chunk := file.read(CHUNK):
-        if not outbox.append(messages.blob_chunk_notice(oid, tid, chunk)):
+        if not outbox.append(blob_chunk_notice(oid, tid, chunk)):
             return False
         if outbox.backlog > BACKLOG:
             outbox.deliver()
@@ -234,7 +236,7 @@ def _send_small(outbox: Outbox, file: IO[bytes], oid: bytes, tid: bytes) -> bool
 def _send_large(send_file: SendFile, file: int, whole: int, oid: bytes, tid: bytes) -> bool:
     """The same without reading the file here."""
     for at, size in cut(whole):
-        head, tail = messages.around_download(oid, tid, size)
+        head, tail = around_download(oid, tid, size)
         if not send_file(head, file, at, size, tail, PATIENCE):
             return False
     return True

@@ -17,10 +17,10 @@ from typing import Protocol
 from zeo.errors import ProtocolError
 from zeo.errors import TlsError
 from zeo.server.addresses import Address
-from zeo.server.limits import FIRST_FRAMES
-from zeo.server.limits import READERS_FRAMES
 from zeo.server.limits import Allowance
+from zeo.server.limits import FIRST_FRAMES
 from zeo.server.limits import Limits
+from zeo.server.limits import READERS_FRAMES
 from zeo.server.outbox import Outbox
 from zeo.server.roles import Roles
 from zeo.server.seldom import Rations
@@ -29,14 +29,18 @@ from zeo.server.seldom import SeldomEach
 from zeo.server.served import Served
 from zeo.server.session import Session
 from zeo.server.writer import DONT_WAIT
-from zeo.server.writer import PATIENCE
 from zeo.server.writer import Line
+from zeo.server.writer import PATIENCE
 from zeo.server.writer import SecureLine
 from zeo.server.writer import Writer
-from zeo.wire import messages
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import Payload
 from zeo.wire.framing import frame
+from zeo.wire.greeting import GREETING
+from zeo.wire.greeting import PROBE
+from zeo.wire.greeting import TLS_ALERT
+from zeo.wire.greeting import looks_like_tls
+from zeo.wire.greeting import status_report
 
 if TYPE_CHECKING:
     import ssl
@@ -139,7 +143,7 @@ class Connection:
         """The server speaks first, except where TLS is spoken."""
         self.deadline = time.monotonic() + self._limits.registration_timeout
         if self._tls is None:
-            self.session.outbox.append(frame(messages.GREETING))
+            self.session.outbox.append(frame(GREETING))
             self.line.push()
 
     def hear(self) -> Heard:
@@ -162,7 +166,7 @@ class Connection:
         inbox.advance(count)
         self.session.received += count
         payload = self._first_words()
-        if payload == messages.GREETING and not self._is_greeted:
+        if payload == GREETING and not self._is_greeted:
             self._is_greeted = True
             payload = self._first_words()
         if payload is None:
@@ -186,7 +190,7 @@ class Connection:
         with self._telling():
             if self._tls is not None:
                 self._agree_on_tls(self._tls)
-                session.outbox.append(frame(messages.GREETING))
+                session.outbox.append(frame(GREETING))
                 self.line.push()
             if session.is_registered or self._handshake():
                 inbox.limit = self._limits.max_message
@@ -279,7 +283,7 @@ class Connection:
         try:
             return self._inbox.next()
         except ProtocolError:
-            if not self._is_greeted and messages.looks_like_tls(self._inbox.beginning(2)):
+            if not self._is_greeted and looks_like_tls(self._inbox.beginning(2)):
                 raise TlsError('the client speaks TLS, and this address does not') from None
             raise
 
@@ -314,7 +318,7 @@ class Connection:
             if tls.has_begun:
                 raise
             with contextlib.suppress(OSError):
-                sock.send(messages.TLS_ALERT, socket.MSG_DONTWAIT)
+                sock.send(TLS_ALERT, socket.MSG_DONTWAIT)
             raise TlsError('the client does not begin to speak TLS, and has to') from None
         self.session.certificate_name = tls.peer_name()
 
@@ -325,15 +329,15 @@ class Connection:
             answer = self._next()
             if answer is None:
                 return False
-            if answer == messages.PROBE:
+            if answer == PROBE:
                 if not self.session.may_come_in():
                     return False
-                outbox.append(frame(messages.status_report(
+                outbox.append(frame(status_report(
                     {name: served.status() for name, served in self._server.storages.items()})))
                 self.line.push(PATIENCE)
                 return False
-            if answer != messages.GREETING:
-                raise ProtocolError(f'it does not speak {messages.GREETING.decode()}')
+            if answer != GREETING:
+                raise ProtocolError(f'it does not speak {GREETING.decode()}')
             self._is_greeted = True
         while not self.session.is_registered:
             payload = self._next()

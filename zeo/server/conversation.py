@@ -35,10 +35,11 @@ from zeo.server.transaction import State
 from zeo.server.transaction import Transaction
 from zeo.server.transaction import log_failure
 from zeo.wire import messages
+from zeo.wire.decoding import decode_from_client
 from zeo.wire.framing import Payload
-from zeo.wire.messages import METHODS
+from zeo.wire.loads import load_of
 from zeo.wire.messages import PickledId
-from zeo.wire.messages import load_of
+from zeo.wire.methods import METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Conversation(ABC):
             except Exception as error:
                 self._failed(load[0], 'loadBefore', error)
             return
-        message_id, oneway, name, args = messages.decode_from_client(payload)
+        message_id, oneway, name, args = decode_from_client(payload)
         if messages.is_heartbeat(message_id):
             self._heard()
             return
@@ -179,7 +180,7 @@ class Conversation(ABC):
 
     def handle_and_tell(self, payload: Payload) -> None:
         """`handle`, and tell the debug log how long it took."""
-        message_id, oneway, name, _ = messages.decode_from_client(payload)
+        message_id, oneway, name, _ = decode_from_client(payload)
         if not messages.is_heartbeat(message_id):
             self._trace.begin(message_id, name[:100])
         self.handle(payload)

@@ -16,11 +16,11 @@ from zeo.server.backing import Unreachable
 from zeo.server.outbox import GONE
 from zeo.server.outbox import SENT
 from zeo.server.outbox import Outbox
-from zeo.wire.messages import prefetched_notice
 from zeo.wire.revisions import ENOUGH
 from zeo.wire.revisions import HEAD
 from zeo.wire.revisions import MOST
 from zeo.wire.revisions import Found
+from zeo.wire.revisions import prefetched_notice
 
 Load = Callable[[bytes, bytes], Found | None]
 

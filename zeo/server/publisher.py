@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 
 from zeo.server.outbox import Outbox
+from zeo.wire.announcements import invalidation_notice
 from zeo.wire.framing import Frame
-from zeo.wire.messages import invalidation_notice
 
 #: The oids of so many changes are remembered, of however few transactions.
 MOST_OIDS = 1_000_000
@@ -152,3 +152,9 @@ class Publisher:
             if seen != tid and tid < self._last_tid:
                 return None
             return self._last_tid, list(changed)
+
+
+def deliver(outboxes: Iterable[Outbox]) -> None:
+    """Send what was appended; never waits."""
+    for outbox in outboxes:
+        outbox.deliver()

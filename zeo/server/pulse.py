@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from zeo.wire.messages import PULSE_INTERVAL
+from zeo.wire.methods import PULSE_INTERVAL
 
 logger = logging.getLogger(__name__)
 

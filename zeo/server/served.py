@@ -5,25 +5,18 @@ There is one `Served` for each storage *object*, however many names it is served
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
-from typing import NamedTuple
 
 from persistent.TimeStamp import TimeStamp
-from ZODB.BaseStorage import BaseStorage
-from ZODB.MappingStorage import MappingStorage
 from ZODB.interfaces import IBlobStorage
 from ZODB.interfaces import IMVCCStorage
 from ZODB.interfaces import IStorageRestoreable
 from ZODB.POSException import POSKeyError
-from ZODB.POSException import StorageError
 from ZODB.POSException import Unsupported
 from ZODB.utils import maxtid
 from ZODB.utils import z64
@@ -31,18 +24,24 @@ from zope.interface import providedBy
 
 from zeo.server import blobs
 from zeo.server import conflicts
+from zeo.server.announcing import Wrapper
+from zeo.server.announcing import announces_itself
 from zeo.server.backing import POLL_INTERVAL
 from zeo.server.commitlock import CommitLock
+from zeo.server.counts import Statistics
+from zeo.server.counts import Traffic
 from zeo.server.filereader import load_before_of
 from zeo.server.histogram import Histogram
-from zeo.server.outbox import Outbox
+from zeo.server.history import History
 from zeo.server.packing import Packing
 from zeo.server.publisher import Publisher
+from zeo.server.publisher import deliver
 from zeo.server.seldom import SeldomEach
 from zeo.server.tids import Tids
-from zeo.wire import messages
+from zeo.server.worker import Worker
+from zeo.wire.announcements import info_notice
 from zeo.wire.framing import Frame
-from zeo.wire.records import references
+from zeo.wire.methods import EXTENSIONS
 
 if TYPE_CHECKING:
     from zeo.server.gateway import Gateway
@@ -55,40 +54,8 @@ logger = logging.getLogger(__name__)
 #: How many transactions whose tid was told are remembered when they are committed.
 MOST_COMMITTED = 1000
 
-#: How long in seconds an iterator is tried to be had of a file whose end is being written.
-ITERATOR_PATIENCE = 5.0
-
 #: After so many revisions it is looked whether somebody still wants to know.
 LOOK_UP = 256
-
-
-class Statistics:
-    """Counts since the server started; each is changed under the commit lock or is only indicative."""
-
-    def __init__(self) -> None:
-        self.started = time.time()
-        self.loads = 0
-        self.stores = 0
-        self.commits = 0
-        self.aborts = 0
-        self.conflicts = 0
-        self.conflicts_resolved = 0
-        # How long votes waited for the commit lock, and finishing took; counted under that lock.
-        self.vote_wait = Histogram()
-        self.finish = Histogram()
-
-
-class Traffic(NamedTuple):
-    """Bytes received from clients and sent to them, and how long loads took, where that is measured."""
-
-    received: int
-    sent: int
-    loads: Histogram
-
-    def plus(self, others: 'Iterable[Traffic]') -> 'Traffic':
-        all_of_them = [self, *others]
-        return Traffic(sum(each.received for each in all_of_them), sum(each.sent for each in all_of_them),
-                       Histogram().plus(each.loads for each in all_of_them))
 
 
 class Served:
@@ -123,6 +90,7 @@ class Served:
         self.failures = SeldomEach(logger)  # of what clients ask for, as they may ask again and again
         self.lock = CommitLock(transaction_timeout, name)
         self.packing = Packing(name, storage)
+        self.history = History(self.method)
         # Those who use it, and what those did that have left; guarded by `_register`, a leaf.
         self.sessions: dict['Session', None] = {}
         self._departed = Traffic(0, 0, Histogram())
@@ -162,7 +130,7 @@ class Served:
         self.publisher = Publisher(first_tid, recent, invalidation_queue_size)
         self._in_doubt = False  # whether the storage may have transactions that nobody was told of
         if hasattr(storage, 'registerDB'):
-            storage.registerDB(_Wrapper(self))
+            storage.registerDB(Wrapper(self))
         if self.announces_itself:
             self.publisher.start_afresh(self._last_tid_of_storage())
 
@@ -218,7 +186,7 @@ class Served:
             'supports_record_iternext': hasattr(storage, 'record_iternext'),
             'interfaces': tuple(
                 (each.__module__, each.__name__) for each in providedBy(storage).__iro__),
-            messages.EXTENSIONS: (*self.extensions, 'pulse', *blobs.extensions(storage)),
+            EXTENSIONS: (*self.extensions, 'pulse', *blobs.extensions(storage)),
         }
 
     @property
@@ -234,7 +202,7 @@ class Served:
     def size_notice(self) -> Frame:
         """The ``info`` notice; nothing if the storage cannot tell, for that is no reason to fail."""
         try:
-            return messages.info_notice(**self.sizes())
+            return info_notice(**self.sizes())
         except Exception:
             logger.exception('storage %s: does not tell its size', self.name)
             return ()
@@ -268,46 +236,13 @@ class Served:
             return None if oids is None else (last_tid, oids)
         if known is not None or self._invalidation_age is None or self.announces_itself:
             return known
-        age = time.time() - _seconds(tid)
+        age = time.time() - TimeStamp(tid).timeTime()
         if age > self._invalidation_age or not hasattr(self.storage, 'iterator'):
             return None
         # First the last tid, then the storage: what is finished meanwhile is announced.
         last_tid = self.publisher.last_tid
-        changed: dict[bytes, None] = {}
-        with self._transactions(tid, last_tid) as transactions:
-            first = next(transactions, None)
-            if first is None or first.tid != tid:
-                return None  # the client has seen another past, see `Publisher.since`
-            for transaction in transactions:
-                changed.update((record.oid, None) for record in transaction)
-        return last_tid, list(changed)
-
-    def iterator(self, start: bytes | None, stop: bytes | None) -> Iterator[Any]:
-        """Over the transactions from ``start`` to ``stop``; `Unsupported` if the storage has none.
-
-        A FileStorage finds where to start from the end of its file, and raises `ValueError` if a transaction is just
-        being written there: then it is asked again.
-        """
-        iterator = self.method('iterator')
-        deadline = time.monotonic() + ITERATOR_PATIENCE
-        while True:
-            try:
-                return iter(iterator(start, stop))
-            except ValueError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.01)
-
-    @contextlib.contextmanager
-    def _transactions(self, start: bytes, stop: bytes | None) -> Iterator[Any]:
-        """An iterator over transactions of the storage, with its file closed in any case."""
-        transactions = self.iterator(start, stop)
-        try:
-            yield transactions
-        finally:
-            close = getattr(transactions, 'close', None)
-            if close is not None:
-                close()
+        oids = self.history.changed(tid, last_tid)
+        return None if oids is None else (last_tid, oids)
 
     def outdated(self, revisions: bytes, is_wanted: Callable[[], bool] = lambda: True) -> bytes:
         """The answer to ``verify``: which of these revisions are not current (any more).
@@ -378,14 +313,7 @@ class Served:
             return self._gateway.outcome(tid) or False
         if tid in self.committed:
             return True
-        with self._transactions(tid, None) as transactions:
-            first = next(transactions, None)
-        if first is None:
-            return False
-        if first.tid != tid and first.status == 'p':  # what came before it may have been removed
-            raise StorageError(f'whether transaction {tid.hex()} is committed cannot be known any more: it may have'
-                               ' been packed away')
-        return bool(first.tid == tid)
+        return self.history.has(tid)
 
     # ---- pack -----------------------------------------------------------------------
 
@@ -465,100 +393,3 @@ class Served:
         self.lock.close()
         self.storage.close()
         self.load_before = None
-
-
-class Worker:
-    """A thread that does one job after the other."""
-
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Have a job done soon.  What it raises is logged."""
-        self._jobs.put(job)
-
-    def _run(self) -> None:
-        while True:
-            job = self._jobs.get()
-            if job is None:
-                return
-            self.do(job)
-
-    def do(self, job: Callable[[], None]) -> None:
-        """Do a job now, in the calling thread, which has nothing to do with what it may raise."""
-        try:
-            job()
-        except BaseException:
-            logger.exception('%s: a job failed', self._thread.name)
-
-    def close(self) -> None:
-        """Do what was submitted, then end.  It need not have been started."""
-        if self._thread.ident is not None:
-            self._jobs.put(None)
-            self._thread.join()
-
-
-class _Wrapper:
-    """What a served storage may call, see `ZODB.interfaces.IStorageWrapper`.
-
-    A storage whose transactions come from elsewhere (a `ClientStorage`) announces them here.
-    """
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-
-    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
-        served = self._served
-        try:
-            served.catch_up(tid)
-            deliver(served.publisher.publish(tid, [bytes(oid) for oid in oids]))
-        except BaseException:  # some may have been told and others not
-            served.hang_up_on_everybody()
-            raise
-
-    def invalidateCache(self) -> None:
-        self._served.hang_up_on_everybody()
-
-    def references(self, record: bytes, oids: list[bytes] | None = None) -> list[bytes]:
-        return references(record, oids)
-
-    def transform_record_data(self, data: bytes) -> bytes:
-        return data
-
-    def untransform_record_data(self, data: bytes) -> bytes:
-        return data
-
-
-def deliver(outboxes: Iterable[Outbox]) -> None:
-    """Send what was appended; never waits."""
-    for outbox in outboxes:
-        outbox.deliver()
-
-
-def announces_itself(storage: Any) -> bool:
-    """Whether a storage tells its wrapper of transactions (as a `ClientStorage` does).
-
-    Storages that keep their own data have inherited a ``registerDB`` that does nothing; those that
-    wrap another storage have it in the attribute ``base``, DemoStorage also in ``changes``.
-    """
-    inner = [getattr(storage, name) for name in ('base', 'changes') if hasattr(storage, name)]
-    if inner:
-        return any(map(announces_itself, inner))
-    register = getattr(storage, 'registerDB', None)
-    if register is None:
-        return False
-    function = getattr(register, '__func__', register)
-    return function not in _SILENT and not isinstance(storage, BaseStorage)
-
-
-_SILENT = (BaseStorage.registerDB, MappingStorage.registerDB)
-
-
-def _seconds(tid: bytes) -> float:
-    """The time of a tid, in seconds since the epoch."""
-    seconds: float = TimeStamp(tid).timeTime()
-    return seconds

@@ -33,6 +33,7 @@ from zeo.server.backing import Unreachable
 from zeo.server.conversation import Conversation
 from zeo.server.conversation import no_answer
 from zeo.server.conversation import printable
+from zeo.server.counts import Traffic
 from zeo.server.histogram import Histogram
 from zeo.server.iterators import Iterators
 from zeo.server.limits import Allowance
@@ -40,19 +41,21 @@ from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
 from zeo.server.outbox import AHEAD
 from zeo.server.outbox import GONE
-from zeo.server.outbox import SENT
 from zeo.server.outbox import Outbox
+from zeo.server.outbox import SENT
 from zeo.server.roles import Role
 from zeo.server.roles import Roles
 from zeo.server.roles import audit
 from zeo.server.seldom import Seldom
 from zeo.server.served import Served
-from zeo.server.served import Traffic
 from zeo.server.transaction import Answer
 from zeo.server.transaction import Transaction
 from zeo.wire import messages
 from zeo.wire import pieces
+from zeo.wire.chunks import upload_in
 from zeo.wire.messages import PickledId
+from zeo.wire.methods import EXTENSIONS
+from zeo.wire.replies import load_reply
 from zeo.wire.revisions import MOST as MOST_PREFETCHED
 from zeo.wire.stores import unpack
 
@@ -127,7 +130,7 @@ class Session(Conversation):
         assert self._served is not None
         info = self._served.info()
         if self._limits.max_message >= pieces.LONGEST_MESSAGE:
-            info[messages.EXTENSIONS] += ('pieces',)
+            info[EXTENSIONS] += ('pieces',)
         return info
 
     def lastTransaction(self) -> bytes:
@@ -199,7 +202,7 @@ class Session(Conversation):
                 outbox.append(messages.reply(message_id, None))
                 return
             record, start, end = found
-            frame = messages.load_reply(message_id, record, start, end)
+            frame = load_reply(message_id, record, start, end)
             if end is None:
                 outcome = outbox.reply_to_load(frame, mark, start, watching=watching, ahead=ahead)
             else:
@@ -369,7 +372,7 @@ class Session(Conversation):
 
         If it does not, or something is wrong with it, or with the transaction, it is handled as others are.
         """
-        found = messages.upload_in(beginning, length)
+        found = upload_in(beginning, length)
         if found is None:
             return None
         head, size, tail = found
@@ -498,7 +501,7 @@ class Session(Conversation):
             if tid is not None:
                 as_tid(tid)
         assert self._served is not None
-        return self._iterators.start(partial(self._served.iterator, start, stop))
+        return self._iterators.start(partial(self._served.history.iterator, start, stop))
 
     def iterator_next(self, iid: int) -> Any:
         transaction = self._iterators.next(iid)

@@ -43,8 +43,8 @@ from zeo.server.blobs import Uploads
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
 from zeo.server.outbox import Outbox
+from zeo.server.publisher import deliver
 from zeo.server.served import Served
-from zeo.server.served import deliver
 from zeo.server.staging import OVERHEAD
 from zeo.server.staging import Staging
 from zeo.wire import messages

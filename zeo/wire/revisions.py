@@ -6,11 +6,20 @@ zero is no revision: about that object nothing is told, for whatever reason, and
 it alone.
 """
 
+from collections.abc import Sequence
 from struct import Struct
 
 from ZODB.utils import z64
 
 from zeo.errors import ProtocolError
+from zeo.wire.framing import HEADER
+from zeo.wire.framing import Frame
+from zeo.wire.messages import ENDS_TUPLE
+from zeo.wire.messages import IS_NOTICE
+from zeo.wire.messages import START
+from zeo.wire.opcodes import EIGHT
+from zeo.wire.opcodes import length4
+from zeo.wire.opcodes import pickled_text
 
 HEAD = Struct('>8s8s8sI')
 assert HEAD.size == 28
@@ -40,3 +49,18 @@ def unpack(heads: bytes, records: bytes) -> list[tuple[bytes, Found | None]]:
     if at != len(records):
         raise ProtocolError('revisions whose lengths are not those of their records')
     return revisions
+
+
+# ---- the message
+
+_header = HEADER.pack
+
+_IS_PREFETCHED = START + IS_NOTICE + pickled_text('prefetched') + b'(' + EIGHT
+
+
+def prefetched_notice(tid: bytes, heads: Sequence[bytes], records: Sequence[bytes]) -> Frame:
+    """``prefetched(tid, heads, records)``; both are still to be joined."""
+    rows = b''.join(heads)
+    size = sum(map(len, records))
+    head = b'%b%bB%b%bB%b' % (_IS_PREFETCHED, tid, length4(len(rows)), rows, length4(size))
+    return (b''.join((_header(len(head) + size + len(ENDS_TUPLE)), head, *records, ENDS_TUPLE)),)

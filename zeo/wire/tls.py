@@ -31,7 +31,7 @@ from threading import Lock
 from typing import Any
 
 from zeo.errors import TlsError
-from zeo.wire.messages import TLS_BEGINS_WITH
+from zeo.wire.greeting import TLS_BEGINS_WITH
 
 #: Bytes to be received from the socket at a time; four records of TLS are not longer.
 SIZE = 64 * 1024
