@@ -34,6 +34,7 @@ from zeo.server import conflicts
 from zeo.server.backing import POLL_INTERVAL
 from zeo.server.commitlock import CommitLock
 from zeo.server.filereader import load_before_of
+from zeo.server.filewriter import writer_of
 from zeo.server.histogram import Histogram
 from zeo.server.outbox import Outbox
 from zeo.server.packing import Packing
@@ -149,6 +150,8 @@ class Served:
             conflicts.take_over(storage, client_conflict_resolution) or self.announces_itself)
         #: a faster way to load, if there is one; else the storage's ``loadBefore`` is called
         self.load_before = load_before_of(storage)
+        #: to be told of what has begun there, if it is of the kind
+        self.file_writer = writer_of(storage)
         if IBlobStorage.providedBy(storage):
             blobs.remove_leftovers(storage)
         for each in conflicts.storages(storage):
@@ -463,6 +466,8 @@ class Served:
         for helper in list(self._helpers):
             helper.join()
         self.lock.close()
+        if self.file_writer is not None:
+            self.file_writer.close()
         self.storage.close()
         self.load_before = None
 

@@ -326,6 +326,8 @@ class Transaction:
             storage.tpc_begin(self._meta, tid, self._status)
         else:
             storage.tpc_begin(self._meta)
+        if self._served.file_writer is not None:
+            self._served.file_writer.begun(self._staging.size)
         for operation, args in self._staging:
             self._go_on()
             _OPERATIONS[operation](self, *args)
