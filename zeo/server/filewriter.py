@@ -10,6 +10,7 @@ empties it.  The place is changed by the transaction that has just begun, when n
 other one can begin before it has ended.
 """
 
+import contextlib
 import io
 from typing import Any
 
@@ -35,8 +36,7 @@ class FileWriter:
         An undo counts little: it mostly writes where the former records are.
         """
         file, formatter = self._in_memory if size <= SMALL else self._on_disk
-        file.seek(0)
-        file.truncate()
+        file.truncate(0)  # it is at the beginning: a storage that begins rewinds what was in use before
         self._storage._tfile, self._storage._tfmt = file, formatter
 
     def close(self) -> None:
@@ -46,9 +46,7 @@ class FileWriter:
 
 def writer_of(storage: Any) -> FileWriter | None:
     """For a plain FileStorage that is written to."""
-    if type(storage) is FileStorage and not storage.isReadOnly():
-        try:
+    if type(storage) is FileStorage:
+        with contextlib.suppress(AttributeError):  # it is read only; or a later ZODB does it in another way
             return FileWriter(storage)
-        except AttributeError:  # a later ZODB may do it in another way
-            pass
     return None
