@@ -29,6 +29,8 @@ from zeo.wire import messages
 from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
+from zeo.wire.stores import Batch
+from zeo.wire.stores import Store
 
 #: Seconds that anything may take.  Never reached on a healthy machine, however busy.
 PATIENCE = 30.0
@@ -62,6 +64,15 @@ def payloads(inbox: Inbox, parts: Iterable[bytes]) -> Iterator[bytes | bytearray
             rest = rest[count:]
             while (payload := inbox.next()) is not None:
                 yield payload
+
+
+def packed(*stores: Store) -> tuple[bytes, bytes]:
+    """Heads and records, as they travel."""
+    batch = Batch()
+    for store in stores:
+        batch.add(*store)
+    heads, records = batch.take()
+    return heads, b''.join(records)
 
 
 class Peer:
