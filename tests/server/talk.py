@@ -31,6 +31,8 @@ from zeo.wire.framing import Frame
 from zeo.wire.framing import Inbox
 from zeo.wire.framing import frame
 from zeo.wire.greeting import GREETING
+from zeo.wire.stores import Batch
+from zeo.wire.stores import Store
 
 #: Seconds that anything may take.  Never reached on a healthy machine, however busy.
 PATIENCE = 30.0
@@ -64,6 +66,15 @@ def payloads(inbox: Inbox, parts: Iterable[bytes]) -> Iterator[bytes | bytearray
             rest = rest[count:]
             while (payload := inbox.next()) is not None:
                 yield payload
+
+
+def packed(*stores: Store) -> tuple[bytes, bytes]:
+    """Heads and records, as they travel."""
+    batch = Batch()
+    for store in stores:
+        batch.add(*store)
+    heads, records = batch.take()
+    return heads, b''.join(records)
 
 
 class Peer:

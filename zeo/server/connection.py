@@ -117,7 +117,7 @@ class Connection:
         self._stopping = False
         self._may_be_silent = server.limits.idle_timeout or 0.0  # seconds; 0 is for ever
         self.deadline = 0.0  # time.monotonic() at which the client has to be registered
-        self._inbox = Inbox(FIRST_FRAMES, 32 * 1024)
+        self._inbox = Inbox(FIRST_FRAMES, 40 * 1024)  # many stores in one message are a little more than 32 KB
         self._is_greeted = False  # whether the client has answered our greeting with the same
         self._unanswered: Payload | None = None  # what it has said then
         outbox = Outbox()

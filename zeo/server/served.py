@@ -31,6 +31,7 @@ from zeo.server.commitlock import CommitLock
 from zeo.server.counts import Statistics
 from zeo.server.counts import Traffic
 from zeo.server.filereader import load_before_of
+from zeo.server.filewriter import writer_of
 from zeo.server.histogram import Histogram
 from zeo.server.history import History
 from zeo.server.packing import Packing
@@ -117,6 +118,8 @@ class Served:
             conflicts.take_over(storage, client_conflict_resolution) or self.announces_itself)
         #: a faster way to load, if there is one; else the storage's ``loadBefore`` is called
         self.load_before = load_before_of(storage)
+        #: to be told of what has begun there, if it is of the kind
+        self.file_writer = writer_of(storage)
         if IBlobStorage.providedBy(storage):
             blobs.remove_leftovers(storage)
         for each in conflicts.storages(storage):
@@ -391,5 +394,7 @@ class Served:
         for helper in list(self._helpers):
             helper.join()
         self.lock.close()
+        if self.file_writer is not None:
+            self.file_writer.close()
         self.storage.close()
         self.load_before = None

@@ -13,7 +13,7 @@ IN_MEMORY = 4 * 1024 * 1024
 #: What an operation costs beside its record, roughly.
 OVERHEAD = 300
 
-#: The name of a method of `zeo.server.transaction.Transaction` and its arguments.
+#: The name of a method of `zeo.server.replay.Replay` and its arguments.
 Operation = tuple[str, tuple[Any, ...]]
 
 

@@ -30,20 +30,18 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
 from ZODB.POSException import POSError
-from ZODB.POSException import ReadConflictError
 from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
-from ZODB.utils import maxtid
 
-from zeo.server import conflicts
 from zeo.server.backing import Unreachable
 from zeo.server.blobs import Uploads
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
 from zeo.server.outbox import Outbox
 from zeo.server.publisher import deliver
+from zeo.server.replay import Replay
 from zeo.server.served import Served
 from zeo.server.staging import OVERHEAD
 from zeo.server.staging import Staging
@@ -117,13 +115,13 @@ class Transaction:
         self._outcome = 'not committed'
         self._tells_sizes = True  # at the end; else the client asks
         self._uploads: Uploads | None = None
-        # Guards `state`, `_abort_asked` and `_abort_answers`; a leaf, held for one move.
+        # Guards `state`, `_abort_answers` and that the vote is given up; a leaf, held for one move.
         self._mutex = threading.Lock()
         self.state = State.BEGUN
-        self._abort_asked = False
         self._abort_answers: list[Answer] = []
         self.failure: Exception | None = None  # why it cannot be voted any more
         # The following belong to whoever votes, then to whoever has claimed the transaction.
+        self._replay: Replay  # of the latest vote
         self._vote_answer: Answer = _no_answer
         self._tell_tid = False
         self._quick = False  # the vote may be run by another session's thread
@@ -131,9 +129,6 @@ class Transaction:
         self._asked_at = 0.0  # time.perf_counter() of the vote
         self._settled = threading.Lock()  # released at the end if the client knows the tid
         self._settled.acquire()
-        self._changed: dict[bytes, None] = {}  # oids, as a set in order
-        self._conflicts: dict[bytes, dict[str, Any]] = {}  # by oid: for the client to resolve
-        self._reported: dict[bytes, None] = {}  # oids whose stored state is not what the client sent
 
     def _move(self, before: State, after: State) -> bool:
         with self._mutex:
@@ -149,7 +144,7 @@ class Transaction:
     # ---- staging ------------------------------------------------------------------
 
     def stage(self, operation: str, *args: Any, size: int = 0) -> None:
-        """Keep an operation (the name of a method below, and its arguments) until vote."""
+        """Keep an operation (the name of a method of `Replay`, and its arguments) until vote."""
         if self.state is not State.BEGUN:
             raise StorageTransactionError(f'the transaction is {self.state.value}')
         if self.failure is None:
@@ -220,6 +215,8 @@ class Transaction:
             raise self.failure
         self._vote_answer = answer
         self._tell_tid = tell_tid
+        self._replay = Replay(self._served, self._meta, self.id, self._tid, self._status, tell_tid, self._staging,
+                              self._uploads)
         self._quick = only_stores and self._size <= QUICK and self._served.votes_by_itself
         if not self._served.lock.acquire(self):
             return
@@ -250,22 +247,17 @@ class Transaction:
 
     def _vote(self) -> None:
         """In the thread that votes, state VOTING, with the commit lock."""
-        answer = self._vote_answer  # a next vote, for which the client need not wait, has its own
+        # A next vote, for which the client need not wait, has its own.
+        replay, answer = self._replay, self._vote_answer
         error: BaseException | None = None
         tid: bytes | None = None
         conflicts: list[Any] = []
         self._served.statistics.vote_wait.observe(time.perf_counter() - self._asked_at)
         try:
-            tid = self._replay()
-            conflicts = list(self._conflicts.values())
-            if not conflicts:
-                self._report(self._served.storage.tpc_vote(self._meta))
-                if self._served.asks_further:
-                    tid = self._served.storage.voted_tid(self._meta) if self._same_id else None
-                elif self._tell_tid:
-                    tid = self._served.receipt(self._meta, tid)
+            tid = replay.vote()
+            conflicts = list(replay.conflicts.values())
         except BaseException as failure:  # whatever it is, the lock must not be kept
-            conflicts = self._left_to_the_client(failure)
+            conflicts = replay.left_to_the_client(failure)
             error = None if conflicts else failure
             self._outcome = f'failed: {type(failure).__name__}'
             if isinstance(failure, ConflictError):
@@ -273,16 +265,16 @@ class Transaction:
             elif not isinstance(failure, POSError):
                 log_failure(self._served, self.client, 'vote', failure)
         if error is None and not conflicts:
-            self._served.statistics.conflicts_resolved += len(self._reported)
+            self._served.statistics.conflicts_resolved += len(replay.reported)
             with self._mutex:
-                voted = not self._abort_asked
+                voted = not replay.given_up
                 if voted:
                     self.state = State.VOTED
                     if self._tell_tid and tid is not None:
                         self._served.told[tid] = self
                         self._told = tid
                     # in one step: no abort is answered before
-                    reported = list(self._reported)
+                    reported = list(replay.reported)
                     answer((reported, tid) if self._tell_tid else reported)
             if voted:
                 self._served.lock.wait_for_client(self)
@@ -290,12 +282,10 @@ class Transaction:
                 return
         self._abort_storage()
         with self._mutex:
-            asked = self._abort_asked
+            asked = replay.given_up
             again = bool(conflicts) and not asked
             self.state = State.BEGUN if again else State.ENDED
-        if again:
-            self._changed, self._conflicts, self._reported = {}, {}, {}
-        else:
+        if not again:
             self._end()
         self._release()
         if asked:
@@ -305,118 +295,6 @@ class Transaction:
         else:
             answer(conflicts)
         self._outbox.deliver()
-
-    def _replay(self) -> bytes | None:
-        """Do what was staged; returns the transaction's tid if it was chosen by the client or here."""
-        storage = self._served.storage
-        tid = self._tid
-        if tid is not None:
-            last_tid = storage.lastTransaction()
-            if last_tid is not None and tid <= last_tid:
-                raise StorageError(f'the chosen transaction id {tid.hex()} is not later than'
-                                   f' the last one, {last_tid.hex()}')
-            if tid[:4] >= maxtid[:4]:
-                raise StorageError(f'the chosen transaction id {tid.hex()} leaves no room for later ones')
-            self._served.method('restore')  # storages without it do not take a tid either
-        elif self._tell_tid:
-            tid = self._served.choose_tid(self._meta)
-        if self._served.asks_further:
-            storage.tpc_begin(self._meta, tid, self._status, id=self.id if self._same_id else None)
-        elif tid is not None:
-            storage.tpc_begin(self._meta, tid, self._status)
-        else:
-            storage.tpc_begin(self._meta)
-        for operation, args in self._staging:
-            self._go_on()
-            _OPERATIONS[operation](self, *args)
-        return tid
-
-    def _go_on(self) -> None:
-        if self._abort_asked:  # nobody will hear of the result, and others wait
-            raise StorageError('the transaction was given up while it was voting')
-
-    def _left_to_the_client(self, failure: BaseException) -> list[Any]:
-        """The conflict that was found, if it was found only when the storage voted, and the client resolves."""
-        if (not self._served.client_conflict_resolution or not isinstance(failure, ConflictError)
-                or isinstance(failure, ReadConflictError) or failure.serials is None):
-            return []
-        stored = [record for operation, args in self._staging if operation in ('store', 'stores')
-                  for oid, _, record in ([args] if operation == 'store' else args[0]) if oid == failure.oid][-1:]
-        return [{'oid': failure.oid, 'serials': tuple(failure.serials), 'data': data} for data in stored]
-
-    def _report(self, oids: Any) -> None:
-        """Note objects that are not stored as the client sent them, as ``tpc_vote`` tells."""
-        for each in oids or ():
-            oid = each[0] if isinstance(each, tuple) else each  # (oid, serial) in older storages
-            self._reported[oid] = None
-            self._changed[oid] = None
-
-    @property
-    def _same_id(self) -> bool:
-        """Whether the server behind ours is to know the transaction by the id that its client has chosen."""
-        return self._tell_tid and type(self.id) is int
-
-    # ---- the operations, during replay ----------------------------------------------
-
-    def _store(self, oid: bytes, serial: bytes, record: bytes) -> None:
-        self._stores(((oid, serial, record),))
-
-    def _stores(self, stores: Sequence[Store]) -> None:
-        served, meta, changed, found = self._served, self._meta, self._changed, self._conflicts
-        store, finds_conflicts = served.storage.store, served.finds_conflicts
-        served.statistics.stores += len(stores)
-        for oid, serial, record in stores:
-            if self._abort_asked:
-                self._go_on()
-            changed[oid] = None
-            try:
-                if not finds_conflicts:
-                    conflicts.check(served.storage, oid, serial)
-                store(oid, serial, record, '', meta)
-            except ConflictError as error:
-                if not served.client_conflict_resolution or error.serials is None:
-                    raise
-                found[oid] = {'oid': oid, 'serials': tuple(error.serials), 'data': record}
-            else:
-                if found:
-                    found.pop(oid, None)
-
-    def _store_blob(self, oid: bytes, serial: bytes, record: bytes, path: str) -> None:
-        self._served.statistics.stores += 1
-        self._changed[oid] = None
-        assert self._uploads is not None
-        path = self._uploads.hand_over(path, keep=self._served.client_conflict_resolution)
-        if not self._served.finds_conflicts:
-            conflicts.check(self._served.storage, oid, serial)
-        self._served.storage.storeBlob(oid, serial, record, path, '', self._meta)
-
-    def _check(self, oid: bytes, serial: bytes) -> None:
-        self._served.method('checkCurrentSerialInTransaction')(oid, serial, self._meta)
-
-    def _delete(self, oid: bytes, serial: bytes) -> None:
-        self._changed[oid] = None
-        self._served.method('deleteObject')(oid, serial, self._meta)
-
-    def _undo(self, undo_id: bytes) -> None:
-        undone = self._served.method('undo')(undo_id, self._meta)
-        if undone is not None:  # else the vote tells, as that of a `ClientStorage` does
-            self._report(undone[1])
-
-    def _restore(self, oid: bytes, tid: bytes, record: bytes | None, previous: bytes | None) -> None:
-        self._check_restored(tid)
-        self._changed[oid] = None
-        self._served.method('restore')(oid, tid, record, '', previous, self._meta)
-
-    def _restore_blob(self, oid: bytes, tid: bytes, record: bytes, previous: bytes | None,
-                      path: str) -> None:
-        self._check_restored(tid)
-        self._changed[oid] = None
-        self._served.method('restoreBlob')(oid, tid, record, path, previous, self._meta)
-
-    def _check_restored(self, tid: bytes) -> None:
-        if tid != self._tid:
-            raise StorageError(f'a revision {tid.hex()} cannot be restored by transaction'
-                               f' {self._tid.hex() if self._tid else "without a chosen id"}')
 
     # ---- finishing ------------------------------------------------------------------
 
@@ -447,7 +325,7 @@ class Transaction:
                 deliver(told)
 
         try:
-            oids.extend(self._changed)
+            oids.extend(self._replay.changed)
             if served.announces_itself:
                 # The storage has its own order and calls back at our place in it.
                 tid = served.storage.tpc_finish(self._meta, publish)
@@ -526,7 +404,7 @@ class Transaction:
                 return _Asked.TOO_LATE
             self._abort_answers.append(answer)
             if state is State.VOTING:
-                self._abort_asked = True
+                self._replay.given_up = True
                 return _Asked.NOTED
             self.state = State.ABORTING if state is State.VOTED else State.ENDED
         if state is State.WAITING:
@@ -569,18 +447,6 @@ class Transaction:
             self._served.told.pop(self._told, None)
         if self._tell_tid:
             self._settled.release()
-
-
-_OPERATIONS: dict[str, Callable[..., None]] = {
-    'store': Transaction._store,
-    'stores': Transaction._stores,
-    'store_blob': Transaction._store_blob,
-    'check': Transaction._check,
-    'delete': Transaction._delete,
-    'undo': Transaction._undo,
-    'restore': Transaction._restore,
-    'restore_blob': Transaction._restore_blob,
-}
 
 
 def _no_answer(result: Any = None, error: BaseException | None = None) -> None:
