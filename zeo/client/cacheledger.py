@@ -159,9 +159,14 @@ class Ledger:
         self._note_oids(CONFIRM, tid, self.index.confirm(tid, oids))
 
     def forget(self, oid: int, start: int) -> None:
-        """Forget a revision whose record is damaged."""
+        """Forget a revision, also when the file is read again."""
         self.index.forget(oid, start)
         self._note(FORGET, oid=oid, start=start)
+
+    def forget_later(self) -> None:
+        """Forget what is said to begin or to end after the last tid."""
+        for oid, start in self.index.later_than(self.last_tid):
+            self.forget(oid, start)
 
     def advance(self, last_tid: int) -> bool:
         """The contents are valid up to `last_tid`; False: nothing was done, call `move`."""
