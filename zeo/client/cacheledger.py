@@ -241,7 +241,9 @@ class Ledger:
         for tag, oid, start, _, place in log.oldest():
             found = index.evict(oid, start, place) if tag in KINDS or tag == NEXT else None
             if found is not None and (hits := used[place >> GRAIN_BITS]):
-                kept.append((hits, oid, start, *found, repack(log.read(place))))
+                survivor = repack(log.read(place))
+                if survivor[0] == NAME.pack(oid, start):    # else the disk has kept what was there before
+                    kept.append((hits, oid, start, *found, survivor))
         log.begin(self._provable)
         # If all is in use, three bytes in four are kept on an average, or nothing new would get in.
         self._savings = min(self._savings + log.room * 3 // 4, log.extent // 2)
