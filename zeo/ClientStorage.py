@@ -424,6 +424,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if tid is not None:
             _check_ids(tid)
         self._commit_lock.acquire()
+        commit = None
         try:
             link = self._supervisor.wait()
             if link.read_only:
@@ -431,7 +432,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             commit = Commit(transaction, link.channel, link.offered,
                             next(self._transaction_ids) if id is None else id, Updates(self._cache_size))
             commit.begin(tid, status)
-        except BaseException:
+        except BaseException as error:
+            if commit is not None and commit.begun and not isinstance(error, Exception):
+                commit.channel.end(error)  # interrupted: the server may know of what nobody would abort
             self._commit_lock.release()
             raise
         self._commit = commit

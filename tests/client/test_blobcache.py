@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ZODB.blob import FilesystemHelper
 from ZODB.POSException import POSKeyError
 
 from tests.client.conftest import Calls
+from tests.client.interruptions import everywhere
 from tests.client.peer import PATIENCE
 from tests.client.peer import oid
 from tests.client.peer import tid
@@ -173,6 +175,56 @@ def test_when_one_thread_fails_to_fetch_the_next_tries(
     with pytest.raises(ConnectionError):
         first()
     assert Path(second()).read_bytes() == b'some data'
+
+
+def test_who_fetches_may_be_interrupted_anywhere(
+        cache: BlobCache, server: Server, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who waits for that, or wants the blob later, gets it."""
+    monkeypatch.setattr(blobcache, 'LAST_LOOK', .02)
+    for number, interruption in enumerate(everywhere(blobcache), 1):
+        key = oid(number), tid(1)
+        server.blobs[key] = b'some data'
+        waiting: list[Any] = []
+
+        def fetch(oid: bytes, tid: bytes) -> None:
+            waiting.append(calls.start(cache.get, oid, tid, server.fetch))
+            server.fetch(oid, tid)
+
+        interruption.run(cache.get, *key, fetch)
+        waiting.append(calls.start(cache.get, *key, server.fetch))
+        for result in waiting:
+            assert Path(result()).read_bytes() == b'some data', interruption.where
+
+
+def test_a_destructor_that_wants_the_blob_whose_fetching_it_interrupts_is_refused(
+        cache: BlobCache, server: Server, calls: Calls) -> None:
+    server.blobs[oid(1), tid(1)] = b'some data'
+
+    def fetch(oid: bytes, tid: bytes) -> None:
+        with pytest.raises(ClientStorageError, match='interrupted'):
+            cache.get(oid, tid, fails)
+        server.fetch(oid, tid)
+
+    assert Path(calls.start(cache.get, oid(1), tid(1), fetch)()).read_bytes() == b'some data'
+
+
+def test_a_destructor_may_load_a_blob_while_room_is_about_to_be_made(
+        open_cache: Open, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = open_cache(1000, 0)
+    server = Server(cache)
+    cache.close()
+    found: list[str] = []
+
+    def interrupted(**options: Any) -> threading.Thread:
+        if not found:
+            server.blobs[oid(1), tid(1)] = b'some data'
+            found.append('')
+            found[0] = cache.get(oid(1), tid(1), server.fetch)
+        return threading.Thread(**options)
+
+    monkeypatch.setattr(blobcache, 'threading', SimpleNamespace(**{**vars(threading), 'Thread': interrupted}))
+    calls.start(cache._grown, 1000)()
+    assert Path(found[0]).read_bytes() == b'some data'
 
 
 def test_two_caches_may_share_a_folder(open_cache: Open) -> None:

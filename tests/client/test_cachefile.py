@@ -553,16 +553,23 @@ class CacheMachine(RuleBasedStateMachine):
         self.path = self.directory / 'x.zec'
         self.size = 64 + segments * 512
         self.truth = Truth()
-        self.cache = self.open()
         self.last_tids = {z64}
         self.undamaged = True
+        self.restored = False
+        self.cache = self.open()
 
     def open(self) -> Cache:
+        self.verified = False
         return open_cache(str(self.path), self.size, strict=True)
 
     @property
     def up_to_date(self) -> bool:
-        return self.cache.last_tid == self.truth.last_tid
+        return self.trusted and self.cache.last_tid == self.truth.last_tid
+
+    @property
+    def trusted(self) -> bool:
+        """Whether what is cached is what the database once said, in the only past it has."""
+        return self.verified or not self.restored
 
     def move(self) -> None:
         self.cache.set_last_tid(self.truth.last_tid)
@@ -594,20 +601,22 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(how=st.sampled_from(['catch up', 'suspect', 'drop']), proven=st.integers(0, 12))
     def reconnect(self, how: str, proven: int) -> None:
         if how == 'catch up':
+            self.cache.forget_later()
             self.cache.drop(self.truth.changed_since(self.cache.last_tid))
         elif how == 'suspect':
             self.cache.suspect_all()
         else:
             self.cache.clear(self.truth.last_tid)
         self.move()
+        self.verified = True
         self.prove(proven)
 
     @precondition(lambda self: self.up_to_date)
     @rule(number=st.integers(0, 12))
     def prove(self, number: int) -> None:
         suspects = list(self.cache.suspects())[:number]
-        self.cache.confirm(self.truth.last_tid, [oid for oid, start in suspects if self.truth.end(oid, start) is None])
-        self.cache.drop([oid for oid, start in suspects if self.truth.end(oid, start) is not None])
+        self.cache.confirm(self.truth.last_tid, [each[0] for each in suspects if self.truth.is_current(*each)])
+        self.cache.drop([each[0] for each in suspects if not self.truth.is_current(*each)])
 
     @precondition(lambda self: self.up_to_date)
     @rule(oids=oids, back=st.integers(0, 60))
@@ -649,6 +658,17 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache = self.open()
         assert self.cache.last_tid in self.last_tids
 
+    @rule(back=st.integers(0, 5), how=st.sampled_from(['catch up', 'suspect']), proven=st.integers(0, 12))
+    def give_up_the_future(self, back: int, how: str, proven: int) -> None:
+        """The client is killed, and the database restored from a backup, which is as old as the cache, or younger."""
+        self.cache._settle()
+        self.cache._log.flush()
+        self.crash(flushed=False, cut=0)
+        tids = {tid for revisions in self.truth.revisions.values() for tid, _ in revisions}
+        self.truth.restore(sorted([self.cache.last_tid] + [tid for tid in tids if tid > self.cache.last_tid])[:back + 1][-1])
+        self.restored = True
+        self.reconnect(how, proven)
+
     @rule(positions=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=3), byte=st.integers(1, 255),
           live=st.booleans())
     def damage(self, positions: list[float], byte: int, live: bool) -> None:
@@ -666,7 +686,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_wrong(self) -> None:
-        if hasattr(self, 'cache'):
+        if hasattr(self, 'cache') and self.trusted:
             self.truth.check(self.cache)
 
     def teardown(self) -> None:

@@ -1,5 +1,6 @@
 """The index is what replaying the log gives."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64
 
-from zeo.client.cachefile import AROUND, Content, Log, claim, pack, unnamed
+from zeo.client.cachefile import AROUND, LARGEST, SIZE_BITS, Content, Log, claim, pack, unnamed
 from zeo.client.cacheindex import OPEN, Kind
 from zeo.client.cacheledger import MOST_USED, Ledger
 
@@ -180,6 +181,26 @@ def test_what_is_in_use_makes_room_for_what_is_new_without_being_moved_as_a_whol
         oid += many
     assert log.begun > 16
     log.abandon()
+
+
+def test_what_a_disk_has_kept_in_the_place_of_a_survivor_is_not_taken_along(opened: Callable[[], Ledger]) -> None:
+    """It is whole, and has the same length; as a record of its own it would be current again."""
+    ledger = opened()
+    for oid in range(1, 60):
+        ledger.learn(oid, 10, OPEN, content(oid, 10, 60))
+    ledger.log.flush()
+    survivor = ledger.log.oldest()[0]
+    old = b''.join(content(200, 5, 60))
+    assert len(old) == survivor.place & LARGEST
+    os.pwrite(ledger.log._fd, old, survivor.place >> SIZE_BITS)
+    ledger.use(survivor.place)
+    started = ledger.log.begun
+    while ledger.log.begun == started:
+        oid += 1
+        ledger.learn(oid, 10, OPEN, content(oid, 10, 60))
+    assert survivor.oid not in ledger.index.current.starts
+    ledger.log.flush()
+    assert 200 not in opened().index.current.starts
 
 
 def test_hits_are_counted_up_to_a_limit(opened: Callable[[], Ledger]) -> None:

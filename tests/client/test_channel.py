@@ -3,6 +3,7 @@
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from collections.abc import Iterator
 from itertools import count
 from time import monotonic
@@ -15,11 +16,16 @@ from ZODB.utils import z64
 
 from tests.client.conftest import Calls
 from tests.client.conftest import Line
+from tests.client.interruptions import Interrupted
+from tests.client.interruptions import Interruption
+from tests.client.interruptions import everywhere
 from tests.client.peer import PATIENCE
+from tests.client.peer import Message
 from tests.client.peer import oid
 from tests.client.peer import tid
 from tests.system.servers import until
 from zeo.client import channel as module
+from zeo.client import outgoing
 from zeo.client.channel import Sleeper
 from zeo.client.outgoing import Outgoing
 from zeo.errors import ClientDisconnected
@@ -42,10 +48,6 @@ from zeo.wire.replies import load_reply
 from zeo.wire.revisions import HEAD
 from zeo.wire.revisions import MOST
 from zeo.wire.revisions import prefetched_notice
-
-
-class Interrupted(BaseException):
-    """As KeyboardInterrupt, but nobody else's."""
 
 
 @pytest.fixture
@@ -404,6 +406,158 @@ def test_a_leader_that_is_interrupted_ends_the_connection_and_everybody_hears_of
     with pytest.raises(ClientDisconnected):
         others[0]()
     assert not caplog.records  # a handler that calls sys.exit, as web servers have, is no error of ours
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'LAST_LOOK', .02)
+
+
+class Story:
+    """What happens on one line while the main thread works on it, and is interrupted."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+        self.line, self.calls = Line(), Calls()
+
+    def expect(self, *names: str) -> Message:
+        """The client's next message; ConnectionError if it says nothing any more."""
+        message = self.line.peer.read()
+        if message.name not in names:
+            raise ConnectionError(message.name)
+        return message
+
+    def park(self, number: int) -> None:
+        until(lambda: len(self.line.channel._parked) == number or self.interruption.where, f'{number} sleepers')
+
+    def tell(self, work: Callable[[], Any], answer: Callable[[], Any]) -> None:
+        """Afterwards everybody has got an answer, or heard of the end, and nothing is left that could hold up anybody."""
+        line, where = self.line, self.interruption.where
+
+        def all_of_it() -> bool:
+            try:
+                answer()
+            except ConnectionError:
+                return False
+            return True
+
+        helper = self.calls.start(all_of_it)
+        self.interruption.run(work)
+        if line.channel.ended is None:
+            line.channel.post('over')
+            line.channel.flush()
+        if not helper():
+            line.channel.end('interrupted before all was said')
+        for thread in self.calls.threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), where
+        assert threading.get_ident() not in line.channel._inside, where
+        assert not line.channel._outgoing._lock.locked(), where
+        began = monotonic()
+        line.close()
+        assert monotonic() - began < module.LAST_READER / 2, where
+
+
+def test_a_leader_may_be_interrupted_anywhere(impatient: None) -> None:
+    """Also just when it was to wake somebody, or to give the turn to somebody."""
+    for interruption in everywhere(module, outgoing):
+        story = Story(interruption)
+        line, calls = story.line, story.calls
+
+        def answer() -> None:
+            first = story.expect('loadBefore')
+            calls.start(line.channel.load, oid(1), tid(9))
+            calls.start(line.channel.call, 'second')
+            second = story.expect('second')
+            calls.start(line.channel.call, 'third')
+            third = story.expect('third')
+            story.park(3)
+            line.peer.send(reply(second.id, None))
+            line.peer.send(load_reply(first.id, b'x', tid(1), None))
+            line.peer.send(reply(third.id, None))
+
+        story.tell(lambda: line.channel.load(oid(1), tid(9)), answer)
+
+
+@pytest.mark.parametrize('given', [True, False])
+def test_a_sleeper_may_be_interrupted_anywhere(impatient: None, given: bool) -> None:
+    """Before, while or after it is given the turn, or its answer."""
+    for interruption in everywhere(module, outgoing):
+        story = Story(interruption)
+        line = story.line
+        story.calls.start(line.channel.call, 'first')
+        first = line.peer.read('first')
+        led(line)
+        story.calls.start(line.channel.call, 'second')
+        second = line.peer.read('second')
+        parked(line, 1)
+
+        def answer() -> None:
+            third = story.expect('third')
+            story.park(2)
+            for each in (first, second, third) if given else (first, third, second):
+                line.peer.answer(each, None)
+
+        story.tell(lambda: line.channel.call('third'), answer)
+
+
+def test_who_sends_for_others_may_be_interrupted_anywhere(impatient: None) -> None:
+    for interruption in everywhere(module, outgoing):
+        story = Story(interruption)
+        line, calls = story.line, story.calls
+        send = line.channel._outgoing._send
+
+        def others_come(data: bytes, flags: int) -> int:
+            if threading.current_thread() is threading.main_thread() and len(calls.threads) == 1:
+                for name in 'second', 'third':
+                    calls.start(line.channel.call, name)
+                until(lambda: len(line.channel._outgoing._left) == 2, 'two leave their requests')
+            return send(data, flags)
+
+        line.channel._outgoing._send = others_come  # type: ignore[assignment]
+
+        def answer() -> None:
+            for _ in range(3):
+                line.peer.answer(story.expect('first', 'second', 'third'), None)
+
+        story.tell(lambda: line.channel.call('first'), answer)
+
+
+def test_who_prefetches_and_then_loads_may_be_interrupted_anywhere(impatient: None) -> None:
+    for interruption in everywhere(module, outgoing):
+        story = Story(interruption)
+        line = story.line
+
+        def answer() -> None:
+            story.expect('prefetch')
+            story.calls.start(line.channel.load, oid(2), tid(9))
+            story.park(1)   # so both have joined
+            line.peer.send(told(1, 2))
+
+        def work() -> None:
+            line.channel.prefetch([oid(1), oid(2)], tid(9), together=True)
+            line.channel.load(oid(1), tid(9))
+
+        story.tell(work, answer)
+
+
+def test_who_posts_may_be_interrupted_anywhere(impatient: None) -> None:
+    for interruption in everywhere(module, outgoing):
+        story = Story(interruption)
+        line = story.line
+
+        def answer() -> None:
+            story.expect('short')
+            story.expect('long')
+            line.peer.answer(story.expect('last'), None)
+
+        def work() -> None:
+            line.channel.post('short', (b'x' * 20_000,))
+            line.channel.post('long', (b'x' * 70_000,))
+            line.channel.flush()
+            line.channel.call('last')
+
+        story.tell(work, answer)
 
 
 def test_a_call_from_within_an_effect_raises_at_once(line: Line, calls: Calls) -> None:

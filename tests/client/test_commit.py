@@ -8,12 +8,20 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.utils import z64
 
 from tests.client.conftest import Calls
+from tests.client.conftest import Line
+from tests.client.interruptions import everywhere
 from tests.client.peer import Host
 from tests.client.peer import Peer
 from tests.server.talk import oid
 from tests.server.talk import tid
+from zeo import ClientStorage as door
+from zeo.client import channel
+from zeo.client import commit
+from zeo.client import outgoing
 from zeo.client.commit import LARGE
 from zeo.client.commit import TOGETHER
+from zeo.client.commit import Commit
+from zeo.client.updates import Updates
 from zeo.ClientStorage import ClientStorage
 from zeo.wire.stores import Store
 from zeo.wire.stores import unpack
@@ -68,6 +76,35 @@ def test_a_small_transaction_is_one_request(pair: Pair) -> None:
     assert voting() is None and pair.storage.voted_tid(txn) == tid(6)
     pair.finish(txn, number)
     assert pair.storage.loadBefore(oid(2), tid(7)) == (b'record 2', tid(6), None)
+
+
+def test_what_the_server_may_know_of_can_be_aborted_whatever_has_interrupted_its_beginning(calls: Calls) -> None:
+    for interruption in everywhere(commit, channel, outgoing):
+        line = Line()
+        transaction = Commit(TransactionMetaData(extension={'a': 1}), line.channel, (), 1, Updates(100))
+        interruption.run(transaction.begin, None, ' ')
+        if line.channel.ended is None:
+            line.channel.post('over')
+            line.channel.flush()
+            assert transaction.begun or line.peer.read().name == 'over', interruption.where
+        line.close()
+
+
+def test_a_beginning_that_is_interrupted_leaves_no_transaction_on_the_connection(host: Host, calls: Calls) -> None:
+    """Neither here nor there: the next one could not begin."""
+    for interruption in everywhere(door, commit, channel, outgoing):
+        opening = calls.start(lambda: ClientStorage(host.address))
+        peer = host.accept()
+        peer.welcome(tid(5))
+        storage: ClientStorage = opening()
+        txn = TransactionMetaData(extension={'a': 1})
+        interruption.run(storage.tpc_begin, txn)
+        if interruption.where is not None and storage._commit is None and storage.is_connected():
+            link = storage._supervisor.wait()
+            link.channel.post('over')
+            link.channel.flush()
+            assert peer.read().name == 'over', interruption.where
+        storage.close()
 
 
 def test_a_large_transaction_is_sent_while_it_is_made(pair: Pair) -> None:

@@ -88,6 +88,16 @@ def secure(certificates: Certificates) -> Iterator[SecureLine]:
     line.peer.close()
 
 
+def test_the_socket_is_closed_in_the_end_even_if_the_right_to_send_was_lost(
+        line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A signal handler raised just when somebody had taken it."""
+    monkeypatch.setattr(module, 'LAST_SENDER', .02)
+    line.outgoing._lock.acquire()
+    line.outgoing.close()
+    assert line.sock.fileno() == -1
+    assert 'under its sender' in caplog.text
+
+
 def test_a_frame_of_several_parts_is_sent_whole(line: Line) -> None:
     parts = frame(b'a' * 10_000, b'b' * 20_000)
     assert len(parts) > 1

@@ -135,6 +135,20 @@ def test_catching_up_drops_and_invalidates_exactly_what_changed(upkeep: Upkeep) 
     assert upkeep.cache.last_tid == tid(8)
 
 
+@pytest.mark.parametrize('verdict, changes', [(Verdict.KEEP, None), (Verdict.CATCH_UP, (tid(5), []))])
+def test_what_begins_or_ends_after_the_last_tid_is_not_believed(upkeep: Upkeep, verdict: Verdict, changes: Any) -> None:
+    """It came from a database that may have been restored from a backup since."""
+    for number in 2, 3:
+        upkeep.cache.store(oid(number), tid(2), None, b'before')
+    upkeep.cache.store(oid(4), tid(3), tid(5), b'ended')
+    upkeep.cache.invalidate(tid(7), [oid(2)])
+    upkeep.cache.store(oid(2), tid(7), None, b'given up')
+    upkeep.cache.set_last_tid(tid(5))
+    upkeep.settle(verdict, tid(5), changes, [])
+    assert sorted(upkeep.cache.contents()) == [
+        (oid(1), tid(1), None), (oid(3), tid(2), None), (oid(4), tid(3), tid(5))]
+
+
 def test_without_an_answer_everything_is_dropped_before_the_last_tid_moves(upkeep: Upkeep) -> None:
     upkeep.settle(Verdict.CATCH_UP, tid(7), None, [])
     assert len(upkeep.cache) == 0

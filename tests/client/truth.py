@@ -17,14 +17,22 @@ class Truth:
     def __init__(self) -> None:
         self.revisions: dict[bytes, list[tuple[bytes, bytes]]] = {}
         self.last_tid = z64
+        self._latest = 0    # of all tids that were ever given
 
     def commit(self, *oids: bytes, size: int = 20) -> bytes:
         """A transaction that changes `oids`; each record tells whose it is."""
-        self.last_tid = p64(u64(self.last_tid) + 10)
+        self._latest += 10
+        self.last_tid = p64(self._latest)
         for oid in oids:
             data = (oid + self.last_tid) * (size // 16 + 1)
             self.revisions.setdefault(oid, []).append((self.last_tid, data[:size]))
         return self.last_tid
+
+    def restore(self, tid: bytes) -> None:
+        """The database is restored from a backup that ends at `tid`; later tids stay later than all there were."""
+        self.last_tid = tid
+        for oid, revisions in list(self.revisions.items()):
+            self.revisions[oid] = [revision for revision in revisions if revision[0] <= tid]
 
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         end = None
@@ -38,7 +46,11 @@ class Truth:
         return next((tid for tid, _ in self.revisions[oid] if tid > start), None)
 
     def changed_since(self, tid: bytes) -> list[bytes]:
-        return [oid for oid, revisions in self.revisions.items() if revisions[-1][0] > tid]
+        return [oid for oid, revisions in self.revisions.items() if revisions and revisions[-1][0] > tid]
+
+    def is_current(self, oid: bytes, start: bytes) -> bool:
+        """Whether that is a revision, and the last one."""
+        return any(tid == start for tid, _ in self.revisions[oid][-1:])
 
     def check(self, cache: Cache) -> None:
         """The cache says nothing that is not so (as of its last tid)."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ZODB.utils import maxtid
 
-from tests.system.clients import Recorder, store
+from tests.system.clients import Recorder, hears_of, store
 from tests.system.servers import Server, until
 from zeo.ClientStorage import ClientStorage
 
@@ -218,5 +218,39 @@ def test_what_was_cached_of_a_future_that_was_given_up_is_not_served(
     before = writer.server_status()['loads']
     assert storage.load(oids[3]) == (b'first of ' + oids[3], serial)  # what is proven is kept
     assert writer.server_status()['loads'] == before
+    storage.close()
+    writer.close()
+
+
+def test_what_a_killed_client_had_cached_of_a_future_that_was_given_up_is_not_served(
+        server: Server, tmp_path: Path) -> None:
+    """The file of its cache tells of transactions later than the last tid it tells, which the backup has."""
+    path = tmp_path / 'c.zec'
+    storage = ClientStorage(server.address, cache=path)
+    oids = fill(storage, 10)
+    serial = storage.lastTransaction()
+    storage._cache.flush()
+    server.stop()
+    data = Path(server.folder, 'Data.fs')
+    backup = data.read_bytes()
+    server.start()
+    until(storage.is_connected, 'it is back')
+    given_up = store(storage, oids[1], serial, b'given up' * 20_000)
+    killed = tmp_path / 'killed.zec'
+    killed.write_bytes(path.read_bytes())
+    storage.close()
+
+    server.stop()
+    data.write_bytes(backup)
+    for other in data.parent.glob('Data.fs.*'):
+        other.unlink()
+    server.start()
+    writer = ClientStorage(server.address)
+    storage = ClientStorage(server.address, cache=killed)
+    last = store(writer, oids[2], serial, b'the new future')
+    assert last > given_up
+    hears_of(storage, last)
+    assert storage.load(oids[1]) == (b'first of ' + oids[1], serial)
+    assert storage.loadBefore(oids[1], given_up) == (b'first of ' + oids[1], serial, None)
     storage.close()
     writer.close()

@@ -63,6 +63,10 @@ BOOT_MARKER = '.boot'
 #: How often a blob is fetched again that somebody else removed in the moment it was to be opened.
 ATTEMPTS = 10
 
+#: Who waits for a blob that another thread fetches looks this often, in seconds, whether that one was interrupted
+#: before it could say that it has ended.
+LAST_LOOK = 1.0
+
 
 class _CacheHelper(FilesystemHelper):  # type: ignore[misc]
     """ZODB's helper, for those who look for it in a storage."""
@@ -81,6 +85,14 @@ class _File(NamedTuple):
     changed: float
     size: int
     path: str
+
+
+class _Fetching(threading.Event):
+    """A thread fetches a blob; set when it has ended, whatever came of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
 
 
 class BlobCache:
@@ -109,9 +121,10 @@ class BlobCache:
         self._grown(self._step)
 
     def _set_up(self) -> None:
-        # Guards `_fetching` and `_sweeper`; a leaf.
-        self._mutex = threading.Lock()
-        self._fetching: dict[tuple[bytes, bytes], threading.Event] = {}
+        # Guards `_sweeper`; a leaf.  Reentrant, because a destructor that interrupts its holder may load a blob.
+        self._mutex = threading.RLock()
+        # Blobs on their way; an entry is the right to fetch, and to remove it.
+        self._fetching: dict[tuple[bytes, bytes], _Fetching] = {}
         self._sweeper: threading.Thread | None = None
         self._closed = threading.Event()
         self._arrivals: Arrivals | None = None
@@ -183,22 +196,24 @@ class BlobCache:
         key = oid, tid
         attempts = 0
         while not self._use(path):
-            with self._mutex:
-                underway = self._fetching.get(key)
-                if underway is None:
-                    self._fetching[key] = mine = threading.Event()
-            if underway is not None:
-                underway.wait()  # set by the thread that fetches, whatever comes of it
-                continue
+            mine = _Fetching()
             try:
+                underway = self._fetching.setdefault(key, mine)
+                if underway is not mine:
+                    if underway.thread == threading.get_ident():
+                        raise ClientStorageError('a signal handler or destructor wants the blob whose fetching it has'
+                                                 ' interrupted')
+                    while self._fetching.get(key) is underway and not underway.wait(LAST_LOOK):
+                        pass
+                    continue
                 if self._use(path):
                     break  # another thread has just fetched it
                 fetch(oid, tid)
                 arrivals = self._arrivals
                 failure = None if arrivals is None else arrivals.failures.pop(key, None)
-            finally:
-                with self._mutex:
-                    self._fetching.pop(key, None)
+            finally:  # whatever has interrupted us, also before we knew that it is ours
+                if key in self._fetching and self._fetching[key] is mine:
+                    del self._fetching[key]
                 mine.set()
             if failure is not None:
                 raise ClientStorageError(f'the blob cache folder {self.folder} cannot be written to:'

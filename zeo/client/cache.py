@@ -474,6 +474,15 @@ class Cache:
     def _confirm(self, tid: int, oids: list[int]) -> None:
         self._ledger.confirm(tid, oids)
 
+    @_change
+    def forget_later(self) -> None:
+        """Forget what is said to begin or to end after the last tid.
+
+        That may be in the file of a client that was killed.  It is true, unless the database was restored
+        from a backup meanwhile: then a server that knows the last tid need not know of it.
+        """
+        self._ledger.forget_later()
+
     def set_last_tid(self, tid: bytes) -> None:
         """The contents are valid up to `tid`; ValueError if that goes backwards."""
         number = u64(tid)

@@ -146,6 +146,17 @@ class Index:
                 and (position == 0 or _end(rows, position) <= start)
                 and (position == len(rows) or end <= ROW.unpack_from(rows, position)[0]))
 
+    def later_than(self, tid: int) -> list[tuple[int, int]]:
+        """Oid and start of each revision that is said to begin or to end after `tid`."""
+        found = []
+        for starts in (self.current.starts, self.suspect.starts):
+            if max(starts.values(), default=0) > tid:   # seldom so, and soon said
+                found += [(oid, start) for oid, start in starts.items() if start > tid]
+        for oid, rows in self.historic.items():
+            if _end(rows, len(rows)) > tid:
+                found += [(oid, start) for start, end, _ in ROW.iter_unpack(rows) if end > tid]
+        return found
+
     def put(self, kind: Kind, oid: int, start: int, end: int, place: int) -> None:
         """Add a revision that the index `wants`, or that it had."""
         if kind is Kind.HISTORIC:

@@ -161,9 +161,14 @@ class Ledger:
         self._note_oids(CONFIRM, tid, self.index.confirm(tid, oids))
 
     def forget(self, oid: int, start: int) -> None:
-        """Forget a revision whose record is damaged."""
+        """Forget a revision, also when the file is read again."""
         self.index.forget(oid, start)
         self._note(FORGET, oid=oid, start=start)
+
+    def forget_later(self) -> None:
+        """Forget what is said to begin or to end after the last tid."""
+        for oid, start in self.index.later_than(self.last_tid):
+            self.forget(oid, start)
 
     def advance(self, last_tid: int) -> bool:
         """The contents are valid up to `last_tid`; False: nothing was done, call `move`."""
@@ -238,7 +243,9 @@ class Ledger:
         for tag, oid, start, _, place in log.oldest():
             found = index.evict(oid, start, place) if tag in KINDS or tag == NEXT else None
             if found is not None and (hits := used[place >> GRAIN_BITS]):
-                kept.append((hits, oid, start, *found, repack(log.read(place))))
+                survivor = repack(log.read(place))
+                if survivor[0] == NAME.pack(oid, start):    # else the disk has kept what was there before
+                    kept.append((hits, oid, start, *found, survivor))
         # If all is in use, three bytes in four are kept on an average, or nothing new would get in; and never
         # all of a segment, or one after the other would be moved for a few objects that somebody waits for.
         self._savings = min(self._savings + 3 * (log.filled - self._taken), log.extent // 4)

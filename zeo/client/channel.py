@@ -80,6 +80,9 @@ PATIENCE = 4
 #: The watcher looks whether it is needed this often, in seconds, and less often while it is not.
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.040
 
+#: A sleeper looks this often, in seconds, whether the connection has ended without anybody waking it.
+LAST_LOOK = 1.0
+
 #: How long the end of a connection may wait for its last reader; that one has been told to stop.
 LAST_READER = 10.0
 
@@ -391,7 +394,9 @@ class Channel:
             self._lead(request)
             return
         try:
-            sleeper.bed.acquire()
+            while not sleeper.bed.acquire(timeout=LAST_LOOK):
+                if self.ended is not None:
+                    return  # who was to wake us was interrupted just then, which has ended the connection
         except BaseException:
             if not parked.pop(sleeper, None):
                 sleeper.await_waker()
@@ -652,8 +657,13 @@ class Channel:
 
     def _close(self) -> None:
         self.end('closed')  # whoever began to end it need not have got further than the first line
-        if not self._turn.acquire(timeout=LAST_READER):  # and keeps it
-            logger.error('The connection to %s is closed under its reader', self.address)
+        until = monotonic() + LAST_READER
+        while not self._turn.acquire(timeout=LONGEST_TICK):  # and keeps it
+            if len(self._inside) == 1:
+                break  # only we are: nobody reads, and who had just taken the turn was interrupted
+            if monotonic() >= until:
+                logger.error('The connection to %s is closed under its reader', self.address)
+                break
         self._outgoing.close()
 
 

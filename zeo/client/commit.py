@@ -58,8 +58,8 @@ class Commit:
 
     def _begin(self, tid: bytes | None = None, status: str = ' ') -> None:
         meta = self.transaction
+        self.begun = True  # before: who interrupts this leaves a transaction that can be aborted
         self.channel.post('tpc_begin', (self.id, meta.user, meta.description, meta.extension, tid, status))
-        self.begun = True
 
     def store(self, oid: bytes, serial: bytes, record: bytes) -> None:
         """A new revision; what is not sent now is sent before anything else is."""

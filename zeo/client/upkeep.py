@@ -105,6 +105,8 @@ class Upkeep:
         proved to be current is kept, in doubt (see `zeo.client.inquiry`).
         """
         cache = self.cache
+        if verdict in (Verdict.KEEP, Verdict.CATCH_UP):
+            cache.forget_later()  # this server speaks of what happened since, and may know another future
         if verdict is Verdict.CATCH_UP:
             if changes is None:
                 verdict = Verdict.DROP
