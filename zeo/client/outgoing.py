@@ -11,6 +11,7 @@ order in which they are sent (see `zeo.wire.tls`).
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,11 @@ from zeo.wire.framing import Frame
 
 if TYPE_CHECKING:
     from zeo.wire.tls import Tls
+
+logger = logging.getLogger(__name__)
+
+#: How long the end of a connection may wait for its last sender; the socket takes nothing more.
+LAST_SENDER = 10.0
 
 #: One-way messages are put together until there are so many bytes of them.  With more, the server would
 #: have nothing to do for longer than the system calls take that are saved.
@@ -165,8 +171,10 @@ class Outgoing:
 
     def close(self) -> None:
         """Close the socket when nobody sends; it must have been shut down."""
-        with self._lock:
-            self._sock.close()
+        if not self._lock.acquire(timeout=LAST_SENDER):
+            logger.error('A connection is closed under its sender')  # or one was interrupted just when it began
+        self._sock.close()
+        self._lock.release()  # who comes late finds the socket closed
 
     def _transmit(self, frame: Iterable[bytes]) -> None:
         if self._posted:
