@@ -340,12 +340,14 @@ class Maker:
     label: str
     cache_size: int
     sync: bool
+    cache: str | None = None    # the file, which outlives the process, if it is our client
 
     def __call__(self) -> Any:
         from tests.system.clients import open_client
 
+        cache = {'cache': self.cache} if self.cache is not None and self.kind == 'zeo' else {}
         return open_client(self.kind, self.address, cache_size=self.cache_size, server_sync=self.sync,
-                           max_disconnect_poll=.5, client_label=self.label)
+                           max_disconnect_poll=.5, client_label=self.label, **cache)
 
 
 # ---- a scenario, from the start of the server to the judgement ---------------------------------
@@ -386,7 +388,7 @@ class Stage:
         slots = range(mine.start, mine.stop)
         kind = ('zeo', 'ZEO')[place % 2] if options.client == 'mixed' else options.client
         make = Maker(kind, self.address(place), f'{self._scenario.name} {self._started}',
-                     options.cache_size * 1024, self._scenario.sync)
+                     options.cache_size * 1024, self._scenario.sync, str(self._folder / f'{place}.zec'))
         process = self._context.Process(
             target=take_part, name=f'stress {place}',
             args=(make, self._scenario, self.shared, slots, str(self._folder / str(self._started))))
@@ -459,7 +461,7 @@ class Stage:
             process.close()
         self._processes.clear()
         for path in self._folder.iterdir():
-            if path.suffix != '.new':
+            if path.suffix not in ('.new', '.zec'):
                 with path.open('rb') as file:
                     remembered.add(pickle.load(file))
         return remembered
