@@ -98,6 +98,20 @@ def test_the_socket_is_closed_in_the_end_even_if_the_right_to_send_was_lost(
     assert 'under its sender' in caplog.text
 
 
+@pytest.mark.parametrize('lost', [False, True])
+def test_who_comes_late_to_send_finds_the_socket_closed(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    """And does not wait for somebody who will not come."""
+    monkeypatch.setattr(module, 'LAST_SENDER', .02)
+    if lost:
+        line.outgoing._lock.acquire()
+    sending = calls.start(line.outgoing.send, frame(b'too late')) if lost else None
+    line.outgoing.close()
+    for result in sending, calls.start(line.outgoing.send, frame(b'later still')):
+        assert result is None or result() is None
+    assert {type(failure) for failure in line.failures} == {OSError}
+
+
 def test_a_frame_of_several_parts_is_sent_whole(line: Line) -> None:
     parts = frame(b'a' * 10_000, b'b' * 20_000)
     assert len(parts) > 1

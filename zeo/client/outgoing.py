@@ -174,6 +174,7 @@ class Outgoing:
         if not self._lock.acquire(timeout=LAST_SENDER):
             logger.error('A connection is closed under its sender')  # or one was interrupted just when it began
         self._sock.close()
+        self._lock.release()  # who comes late finds the socket closed
 
     def _transmit(self, frame: Iterable[bytes]) -> None:
         if self._posted:
