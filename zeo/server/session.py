@@ -88,6 +88,7 @@ class Session(Conversation):
         self.loads = Histogram()  # how long they took, if that is measured
         self._storages = storages
         self._storage: Any = None
+        self._storage_name = ''  # under which it is registered
         self._limits = limits
         self._labels = Seldom(logger)
         self._iterators = Iterators(iterators)
@@ -109,15 +110,19 @@ class Session(Conversation):
         served.catch_up()
         self._served = served
         self._storage = served.storage
+        self._storage_name = storage_name
         self._read_only = read_only
         self._role = role
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
         served.entered(self)
-        if self._may_log():
-            logger.info('%s: uses storage %s%s', self.client, storage_name,
-                        ' (read only)' if self._read_only else '')
         return served.publisher.last_tid
+
+    def tell_storage(self) -> None:
+        """Have the log tell what it has registered for; not in `register`, which must not wait for a disk."""
+        if self._may_log():
+            logger.info('%s: uses storage %s%s', self.client, self._storage_name,
+                        ' (read only)' if self._read_only else '')
 
     def may_come_in(self) -> bool:
         """Whether it has a role at all; if not, that it wanted to is in the audit log."""
