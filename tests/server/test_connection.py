@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from ZODB.utils import z64
 
+from tests.server.running import LOCAL
 from tests.server.running import Connect
 from tests.server.running import Start
 from tests.server.running import connect
@@ -26,6 +27,7 @@ from tests.server.running import open_files
 from tests.server.running import server
 from tests.server.running import start
 from tests.server.talk import PATIENCE
+from tests.server.talk import Gate
 from tests.server.talk import GatedStorage
 from tests.server.talk import SocketPeer
 from tests.server.talk import in_thread
@@ -39,6 +41,7 @@ from zeo.server.roles import Role
 from zeo.server.roles import Roles
 from zeo.server.roles import Rule
 from zeo.server.seldom import Ration
+from zeo.server.writer import Line
 from zeo.StorageServer import StorageServer
 from zeo.wire import messages
 from zeo.wire.certificates import client_context
@@ -190,6 +193,33 @@ def test_who_is_lost_because_the_network_gave_up_was_not_late(
     until(lambda: not server.connections, 'it is forgotten')
     assert ': lost: Connection timed out' in caplog.text
     assert 'introduce itself' not in caplog.text
+
+
+@pytest.mark.parametrize('at_once', [True, False])
+def test_who_was_told_that_it_has_registered_makes_room_for_nobody(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    """Not even for who comes in at another address while the answer is hardly sent."""
+    server = start(addresses=[LOCAL, LOCAL], limits=Limits(max_connections=1))
+    server.storages['1'].announces_itself = not at_once
+    gate, push = Gate(), Line.push
+
+    def pushed(line: Line, *args: Any) -> None:
+        push(line, *args)
+        if any(each.line is line and each.session.is_registered for each in server.connections):
+            gate.go_through()
+
+    monkeypatch.setattr(Line, 'push', pushed)
+    gate.shut()
+    peer = connect(server, register=False)
+    peer.send(GREETING)
+    number = peer.ask('register', '1', False)
+    gate.wait_until_reached()
+    late = connect(server.addresses[1], register=False)
+    gate.open()
+    assert late.greeting is None, 'there is no room'
+    peer.start_reading()
+    assert peer.answer(number) == z64
+    assert peer.call('ping') is None
 
 
 def test_frames_are_short_before_register_and_long_after_it(connect: Connect, server: StorageServer) -> None:

@@ -1,6 +1,7 @@
 """Who comes in, as the listener hears him; and what it does without files, threads or room."""
 
 import errno
+import logging
 import os
 import socket
 import threading
@@ -17,11 +18,13 @@ from tests.server.running import is_closed
 from tests.server.running import server
 from tests.server.running import start
 from tests.server.talk import PATIENCE
+from tests.server.talk import Gate
 from tests.server.talk import in_thread
 from tests.server.talk import oid
 from tests.system.servers import until
 from zeo.server import addresses
 from zeo.server import listener as module
+from zeo.server import session
 from zeo.server.connection import Connection
 from zeo.server.limits import Limits
 from zeo.server.served import Served
@@ -172,6 +175,30 @@ def test_more_come_in_while_registering_takes_long(
     may_go_on.set()
     assert waiting.sock.recv(1)  # the answer
     assert told[0], 'the other one did not have to wait for it'
+
+
+def test_a_log_that_sticks_keeps_nobody_from_coming_in(
+        connect: Connect, server: StorageServer, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    """A client's own thread writes that it has registered, before anything else that it does."""
+    caplog.set_level(logging.INFO)
+    gate, lines = Gate(), []
+
+    def handle(record: logging.LogRecord) -> None:
+        lines.append((threading.current_thread().name, record.getMessage()))
+        gate.go_through()
+
+    monkeypatch.setattr(session.logger, 'handle', handle)
+    gate.shut()
+    waiting = connect(server)
+    label = waiting.ask('set_client_label', 'patient')
+    gate.wait_until_reached()
+    assert connect(server).call('ping') is None
+    gate.open()
+    waiting.answer(label)
+    stuck, _, labelled = lines
+    assert stuck[0] == labelled[0] and stuck[0].startswith('zeo client')
+    assert stuck[1].endswith(': uses storage 1') and labelled[1].endswith(': is called patient')
 
 
 def test_threads_of_who_was_shown_out_are_not_more_than_there_may_be_connections(

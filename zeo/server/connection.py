@@ -193,6 +193,7 @@ class Connection:
                 session.outbox.append(frame(GREETING))
                 self.line.push()
             if session.is_registered or self._handshake():
+                session.tell_storage()
                 inbox.limit = self._limits.max_message
                 if session.read_only:
                     inbox.limit = min(inbox.limit, READERS_FRAMES)

@@ -16,7 +16,6 @@ from ZODB.POSException import ReadOnlyError
 from ZODB.POSException import StorageError
 from ZODB.POSException import StorageTransactionError
 from ZODB.POSException import Unsupported
-from ZODB.UndoLogCompatible import UndoLogCompatible
 
 from zeo.server import blobs
 from zeo.server import figures
@@ -30,8 +29,6 @@ from zeo.server.arguments import as_record
 from zeo.server.arguments import as_serial
 from zeo.server.arguments import as_tid
 from zeo.server.backing import Unreachable
-from zeo.server.conversation import Conversation
-from zeo.server.conversation import no_answer
 from zeo.server.conversation import printable
 from zeo.server.counts import Traffic
 from zeo.server.histogram import Histogram
@@ -39,6 +36,7 @@ from zeo.server.iterators import Iterators
 from zeo.server.limits import Allowance
 from zeo.server.limits import Limits
 from zeo.server.limits import TooLarge
+from zeo.server.maintenance import Maintenance
 from zeo.server.outbox import AHEAD
 from zeo.server.outbox import GONE
 from zeo.server.outbox import Outbox
@@ -64,14 +62,11 @@ logger = logging.getLogger(__name__)
 #: How long in seconds a load waits for the announcement of what it has read.
 ANNOUNCEMENT_PATIENCE = 5.0
 
-#: How many revisions or transactions are told of, and how many revisions looked at, in one answer.
+#: How many revisions are told of, or looked at, in one answer.
 MOST_ENTRIES = 10_000
 
-#: The latest time to pack to, in seconds since 1970.
-LAST_TIME = 2**35
 
-
-class Session(Conversation):
+class Session(Maintenance):
     """The server's side of one connection: what each method does.
 
     ``storages`` are those that may be registered for, by name; ``limits`` and ``iterators`` are those of all clients.
@@ -88,6 +83,7 @@ class Session(Conversation):
         self.loads = Histogram()  # how long they took, if that is measured
         self._storages = storages
         self._storage: Any = None
+        self._storage_name = ''  # under which it is registered
         self._limits = limits
         self._labels = Seldom(logger)
         self._iterators = Iterators(iterators)
@@ -109,15 +105,19 @@ class Session(Conversation):
         served.catch_up()
         self._served = served
         self._storage = served.storage
+        self._storage_name = storage_name
         self._read_only = read_only
         self._role = role
         # First among those who hear of everything, then the last tid: nothing lies between.
         served.publisher.subscribe(self.outbox)
         served.entered(self)
-        if self._may_log():
-            logger.info('%s: uses storage %s%s', self.client, storage_name,
-                        ' (read only)' if self._read_only else '')
         return served.publisher.last_tid
+
+    def tell_storage(self) -> None:
+        """Have the log tell what it has registered for; not in `register`, which must not wait for a disk."""
+        if self._may_log():
+            logger.info('%s: uses storage %s%s', self.client, self._storage_name,
+                        ' (read only)' if self._read_only else '')
 
     def may_come_in(self) -> bool:
         """Whether it has a role at all; if not, that it wanted to is in the audit log."""
@@ -435,65 +435,6 @@ class Session(Conversation):
         if not IBlobStorage.providedBy(self._storage):
             raise Unsupported('the storage on the server has no blobs: it needs a blob directory')
 
-    # ---- undo information, packing -----------------------------------------------------------
-
-    def undoInfo(self, answer: Answer, first: int = 0, last: int = -20,
-                 specification: dict[str, Any] | None = None) -> None:
-        if specification is not None and not isinstance(specification, dict):
-            raise TypeError('what is looked for is a dict')
-        self._tell_of_undo('undo info', answer, first, last, specification)
-
-    def undoLog(self, answer: Answer, first: int = 0, last: int = -20) -> None:
-        self._tell_of_undo('undo log', answer, first, last, None)
-
-    def _tell_of_undo(self, name: str, answer: Answer, first: int, last: int,
-                      specification: dict[str, Any] | None) -> None:
-        """Of transactions that can be undone: at most `MOST_ENTRIES`, and as long as somebody wants to know."""
-        as_number(first)
-        last = max(last, -MOST_ENTRIES) if as_number(last) < 0 else min(last, first + MOST_ENTRIES)
-        served = self._served
-        assert served is not None
-        if not served.supports_undo:
-            answer([])
-            return
-        storage, outbox = self._storage, self.outbox
-
-        def is_wanted(entry: dict[str, Any]) -> bool:
-            """What `UndoLogCompatible.undoInfo` asks, and whether it is to go on: a file may be very long."""
-            if outbox.gone:
-                raise StorageError('nobody waits for the answer')
-            return not any(entry.get(key) != value for key, value in (specification or {}).items())
-
-        if isinstance(storage, UndoLogCompatible):
-            ask = partial(storage.undoLog, first, last, is_wanted)
-        elif name == 'undo log':
-            ask = partial(storage.undoLog, first, last)
-        else:
-            ask = partial(storage.undoInfo, first, last, specification)
-        self._beside(name, answer, lambda: telling.entries(served.name, ask()))
-
-    def pack(self, answer: Answer, time: float, wait: bool = True) -> None:
-        if not isinstance(time, (int, float)) or not 0 <= time <= LAST_TIME:
-            raise TypeError('the time to pack to is a number of seconds since 1970')
-        self._beside('pack', answer if wait else no_answer, partial(self._pack, time), always=True)
-        if not wait:
-            answer(None)
-
-    def _pack(self, time: float) -> None:
-        assert self._served is not None
-        result = 'done'
-        try:
-            self._served.pack(time)
-        except BaseException as error:
-            result = f'failed: {type(error).__name__}: {error}'
-            raise
-        finally:
-            audit.info('%s: storage %s: pack as of %s: %s', self.who, self._served.name, _date(time), result)
-
-    def stop_pack(self) -> bool:
-        assert self._served is not None
-        return self._served.packing.stop()
-
     # ---- iteration ----------------------------------------------------------------------------
 
     def iterator_start(self, start: bytes | None, stop: bytes | None) -> int:
@@ -541,7 +482,3 @@ class MeasuredSession(Session):
         begin = time.perf_counter()
         super()._load(message_id, oid, tid)
         self.loads.observe(time.perf_counter() - begin)
-
-
-def _date(seconds: float) -> str:
-    return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))
