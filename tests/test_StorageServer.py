@@ -624,6 +624,21 @@ def test_a_connection_that_gets_no_thread_is_closed_and_the_next_is_served(
     connect(server).commit(oid(1), b'record')
 
 
+def test_a_connection_that_cannot_be_heard_is_closed_and_the_next_is_served(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(limits=Limits(registration_timeout=0.1))
+    [listener] = server._listeners
+
+    def register(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, 'Cannot allocate memory')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(listener._selector, 'register', register)
+        assert is_closed(connect(server, register=False))
+        until(lambda: not server.connections, 'nothing is left of it')
+    connect(server).commit(oid(1), b'record')
+
+
 # ---- who has not registered yet
 
 
