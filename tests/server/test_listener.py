@@ -124,6 +124,21 @@ def test_without_another_thread_who_is_there_goes_on_and_the_log_has_one_line(
     assert not [record for record in caplog.records if record.exc_info] and waits == [1.0] * 10
 
 
+def test_a_connection_that_cannot_be_heard_is_closed_and_the_next_is_served(
+        start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(limits=Limits(registration_timeout=0.1))
+    [listener] = server._listeners
+
+    def register(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, 'Cannot allocate memory')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(listener._selector, 'register', register)
+        assert is_closed(connect(server, register=False))
+        until(lambda: not server.connections, 'nothing is left of it')
+    connect(server).commit(oid(1), b'record')
+
+
 # ---- who has not registered yet
 
 

@@ -83,10 +83,14 @@ def test_a_thread_that_is_done_does_the_next_job_under_its_own_name(make: Callab
     assert running() == [first]
 
 
+@pytest.mark.parametrize('error', [ZeroDivisionError, SystemExit])
 def test_a_job_that_fails_costs_no_thread(
-        make: Callable[..., Threads], caplog: pytest.LogCaptureFixture) -> None:
-    threads = make()
-    threads.run(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        make: Callable[..., Threads], caplog: pytest.LogCaptureFixture, error: type[BaseException]) -> None:
+    def fail() -> None:
+        raise error
+
+    threads = make(most=1)
+    threads.run(fail)
     until(waiting(threads), 'it is free')
     assert 'a job failed' in caplog.text
     threads.run(Job(may_end=True))

@@ -251,12 +251,61 @@ def test_what_the_next_vote_raises_is_not_the_failure_of_who_has_finished(
     assert peer.call('tpc_finish', 1) == served.publisher.last_tid
     assert peer.load(oid(1))[0] == b'record'
     if where == 'here':
-        assert 'a job failed' in caplog.text and other.answer(vote) == []
+        assert 'a job failed' in caplog.text and other.hung_up
     else:
         with pytest.raises(ServerException):
             other.answer(vote)
-        monkeypatch.undo()
-        assert can_commit(served, connect)
+    monkeypatch.undo()
+    assert can_commit(served, connect)
+
+
+@pytest.mark.parametrize('whole', [True, False], ids=['who has finished', 'a thread of its own'])
+@pytest.mark.parametrize('fails', [False, True], ids=['the vote succeeds', 'the vote fails'])
+def test_a_vote_whose_answer_cannot_be_told_keeps_neither_the_lock_nor_its_client(
+        served: Served, peer: SessionPeer, connect: Connect, caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch, whole: bool, fails: bool) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    other = connect(served)
+    waiting_for(served, peer, other, whole, (oid(2), z64, b'two'))
+    transaction = other.session._transaction
+    assert transaction is not None
+    transaction._vote_answer = no_memory
+    if fails:
+        monkeypatch.setattr(served.storage, 'tpc_vote', no_memory)
+    peer.call('tpc_finish', 1)
+    until(lambda: 'a job failed' in caplog.text, 'the vote has ended')
+    assert other.hung_up
+    assert transaction.state is State.ENDED and served.lock.holder is None
+    monkeypatch.undo()
+    assert can_commit(served, connect)
+
+
+def test_a_vote_that_fails_without_waiting_keeps_neither_the_lock_nor_its_client(
+        resolving: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = connect(resolving)
+    peer.begin(1, NEW)
+    transaction = peer.session._transaction
+    assert transaction is not None
+
+    def conflict(_: Any) -> None:
+        monkeypatch.setattr(transaction._replay, '_staging', Unreadable())
+        raise ConflictError(oid=oid(1), serials=(tid(2), tid(1)))
+
+    class Unreadable(list[Any]):
+        def __iter__(self) -> Any:
+            raise OSError(errno.EIO, 'Input/output error')
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(resolving.storage, 'tpc_vote', conflict)
+    with pytest.raises(EOFError):
+        peer.call('vote', 1)
+    assert peer.hung_up and transaction.state is State.ENDED
+    monkeypatch.undo()
+    assert can_commit(resolving, connect)
 
 
 def test_a_storage_that_has_to_ask_others_is_not_quick(serve: Serve) -> None:

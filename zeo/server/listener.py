@@ -164,8 +164,13 @@ class Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
         if connection.speaks_tls:
             self._staying.append(connection)
             return
+        try:
+            self._selector.register(connection.line.sock, selectors.EVENT_READ, connection)
+        except OSError:  # the kernel has no room for that
+            self.handle_error(connection, client)
+            self.shutdown_request(connection)
+            return
         self._newcomers[connection] = None
-        self._selector.register(connection.line.sock, selectors.EVENT_READ, connection)
 
     def _hear(self, connection: Connection) -> None:
         if connection not in self._newcomers:

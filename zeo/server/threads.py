@@ -66,7 +66,7 @@ class Threads:
         while job is not None:
             try:
                 job()
-            except Exception:
+            except BaseException:  # whatever it is, there must not be one thread less for ever
                 logger.exception('%s: a job failed', thread.name)
             del job  # nothing of it is kept while there is nothing to do
             thread.name = self._name

@@ -247,6 +247,25 @@ class Transaction:
 
     def _vote(self) -> None:
         """In the thread that votes, state VOTING, with the commit lock."""
+        try:
+            self._vote_and_answer()
+        except BaseException:  # there was no memory for the answer, say; nobody else would ever end it
+            self._end_vote()
+            raise
+
+    def _end_vote(self) -> None:
+        """It is not known what the client has heard: give the lock back, and end the connection."""
+        with self._mutex:
+            claimed = self.state in (State.VOTING, State.VOTED)
+            if claimed:
+                self.state = State.ABORTING
+        try:
+            if claimed:
+                self._abort_claimed()
+        finally:
+            self._on_expired()
+
+    def _vote_and_answer(self) -> None:
         # A next vote, for which the client need not wait, has its own.
         replay, answer = self._replay, self._vote_answer
         error: BaseException | None = None
