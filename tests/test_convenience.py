@@ -95,6 +95,18 @@ def test_a_path_and_a_storage_exclude_each_other():
         zeo.server(storage=MappingStorage(), blob_dir='blobs')
 
 
+def test_a_folder_that_does_not_exist_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').touch()
+    for path in 'missing/Data.fs', str(tmp_path / 'missing' / 'Data.fs'):
+        with pytest.raises(FileNotFoundError, match=f'^the folder {tmp_path}/missing does not exist; create it'):
+            zeo.server(path)
+    with pytest.raises(FileNotFoundError, match='/file is not a folder; choose another'):
+        zeo.server('file/Data.fs')
+    with pytest.raises(FileNotFoundError, match='there is no path'):
+        zeo.server('')
+
+
 @pytest.mark.parametrize('path', [None, 'Data.fs'])
 def test_blobs_need_a_folder_at_either_side(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)

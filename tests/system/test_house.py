@@ -18,7 +18,7 @@ FLOORS = {
     'zeo.StorageServer': 3, 'zeo.client.supervisor': 3, 'zeo.client.iteration': 3,
     'zeo.ClientStorage': 4, 'zeo.start': 4, 'zeo.convenience': 4,
     'zeo.uri': 5, 'zeo.config': 5,
-    'zeo.commands': 5, 'zeo.pack': 6, 'zeo.status': 6, 'zeo.copy': 6, 'zeo.backup': 7,
+    'zeo.__main__': 5, 'zeo.commands': 5, 'zeo.pack': 6, 'zeo.status': 6, 'zeo.copy': 6, 'zeo.backup': 7,
     'zeo': 4,
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
