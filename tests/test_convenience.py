@@ -95,16 +95,29 @@ def test_a_path_and_a_storage_exclude_each_other():
         zeo.server(storage=MappingStorage(), blob_dir='blobs')
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_opened_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'file').touch()
-    for path in 'missing/Data.fs', str(tmp_path / 'missing' / 'Data.fs'):
-        with pytest.raises(FileNotFoundError, match=f'^the folder {tmp_path}/missing does not exist; create it'):
+    (tmp_path / 'file').write_text('no database')
+    for path, text in {
+            'missing/Data.fs': f'^the folder {tmp_path}/missing does not exist; create it',
+            'file/Data.fs': f'^{tmp_path}/file is not a folder; choose another',
+            'file': f'^{tmp_path}/file is damaged, or is not a FileStorage',
+            '': f'^{tmp_path} is a folder; give the name of a file'}.items():
+        with pytest.raises(OSError, match=text):
             zeo.server(path)
-    with pytest.raises(FileNotFoundError, match='/file is not a folder; choose another'):
-        zeo.server('file/Data.fs')
-    with pytest.raises(FileNotFoundError, match='there is no path'):
-        zeo.server('')
+    _, stop = zeo.server('Data.fs')
+    with pytest.raises(OSError, match=f'^{tmp_path}/Data.fs is in use by another process'):
+        zeo.server('Data.fs')
+    stop()
+
+
+@pytest.mark.parametrize('wrong', [
+    'localhost:9999', '9999', '', 9999, None, (), ('localhost', '9999'), ('localhost', 65536), ('localhost', True)])
+def test_what_is_no_address_is_told_before_anything_is_opened(tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match='is no address to listen on: give'):
+        zeo.server('Data.fs', address=wrong)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('path', [None, 'Data.fs'])

@@ -9,6 +9,7 @@ used, so that a client does not load the server, nor the other way round.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from collections.abc import Mapping
 from types import ModuleType
@@ -60,9 +61,15 @@ def server(path: str | None = None, *, address: tuple[str, int] | str = ('localh
     ``(host, port)``, with port 0 for a free one, or the path of a Unix domain socket.  The options are
     those of `zeo.StorageServer.StorageServer`.
 
-    Raises `OSError` if the address cannot be listened on, and what FileStorage raises.
+    Raises `ValueError` for what cannot be an address, and `OSError` if the address cannot be listened on or
+    the file cannot be opened; the text says what to do.
     """
+    from zeo.server import addresses
+    from zeo.server import storages
+    from zeo.server.options import CannotStart
     from zeo.StorageServer import StorageServer
+
+    addresses.check(address)
 
     if storage is None:
         if path is None:
@@ -74,9 +81,13 @@ def server(path: str | None = None, *, address: tuple[str, int] | str = ('localh
 
                 storage = BlobStorage(blob_dir, storage)
         else:
-            from ZODB.FileStorage import FileStorage
-
-            storage = FileStorage(path, blob_dir=blob_dir)
+            path = os.path.abspath(path)
+            if problem := storages.look_for_file(path, False):
+                raise OSError(problem)
+            try:
+                storage = storages.open_file(path, False, blob_dir)
+            except CannotStart as error:
+                raise OSError(str(error)) from None
     elif path is not None or blob_dir is not None:
         raise TypeError('either a path, with a folder for blobs, or a storage can be served, not both')
     try:

@@ -38,6 +38,20 @@ def taken():
         yield other.getsockname()[1]
 
 
+# What can be an address
+
+@pytest.mark.parametrize('address', [('', 0), ('localhost', 65535), ('::1', 1), 'zeo.sock', '/run/1:2/zeo', './9999'])
+def test_hosts_with_ports_and_paths_can_be_addresses(address):
+    addresses.check(address)
+
+
+@pytest.mark.parametrize('address', ['localhost:9999', ':9999', '9999', '', 'a\0b', 9999, None, (), ('a',), ('a', '1'),
+                                     ('a', -1), ('a', 65536), ('a', True), (None, 1), b'zeo.sock'])
+def test_anything_else_cannot(address):
+    with pytest.raises(ValueError, match='is no address to listen on: give'):
+        addresses.check(address)
+
+
 # Which addresses a name means
 
 @pytest.mark.parametrize('host, hosts', [

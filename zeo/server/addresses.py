@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 import time
@@ -29,6 +30,21 @@ LONGEST_PATH = 107
 BACKLOG = 128  #: connections that may wait to be accepted
 ROUNDS = 100  #: how many ports are tried for one that is free in all address families
 PATIENCE = 5.0  #: seconds to wait for another server that is starting in the same folder
+
+
+#: A file could be called so, but whoever writes this means a port.
+_NO_PATH = re.compile(r'([^/]*:)?\d+').fullmatch
+
+
+def check(address: object) -> None:
+    """Raise `ValueError` if this cannot be an address to listen on."""
+    match address:
+        case str() if address and '\0' not in address and not _NO_PATH(address):
+            return
+        case (str(), int(port)) if 0 <= port < 65536 and not isinstance(port, bool):
+            return
+    raise ValueError(f'{address!r} is no address to listen on: give (host, port), with port 0 for a free one,'
+                     ' or the path of a Unix domain socket')
 
 
 def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, SocketAddress]]:
