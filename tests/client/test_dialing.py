@@ -36,6 +36,10 @@ from zeo.wire.tls import Tls
     ((('a', 1), ('b', 2)), [('a', 1), ('b', 2)]),
     (('/a', '/b'), ['/a', '/b']),
     (Path('/a'), ['/a']),
+    (('a.sock', 'b.sock'), ['a.sock', 'b.sock']),
+    (('one', './two'), ['one', './two']),
+    ((Path('one'), Path('two')), ['one', 'two']),
+    (['one', 'two', 'three'], ['one', 'two', 'three']),
     ([Path('/a'), ('b', 1)], ['/a', ('b', 1)]),
     (('::1', 8100), [('::1', 8100)]),
     (('[::1]', 8100), [('::1', 8100)]),
@@ -49,6 +53,13 @@ def test_addresses_are_understood(given: Any, parsed: Any) -> None:
     b'/path', Path(':1'), ('a', 1.5), [('a', 1), None], ('a', True), '/a\0b'])
 def test_what_is_no_address_is_a_clear_error(given: Any) -> None:
     with pytest.raises(ValueError, match='not the address of a server'):
+        parse_addresses(given)
+
+
+@pytest.mark.parametrize('given', [
+    ('localhost', '9999x'), ('db.example.org', '0x270f'), ['localhost', ' 9999'], ('localhost', 'zeo'), ('', 'x')])
+def test_a_port_with_a_slip_in_it_is_not_taken_for_a_socket_file(given: Any) -> None:
+    with pytest.raises(ValueError, match='a port is a number; of a socket file in this folder, give the path: ./'):
         parse_addresses(given)
 
 

@@ -75,6 +75,9 @@ KEEPALIVE = {'TCP_KEEPIDLE': 19, 'TCP_KEEPINTVL': 7, 'TCP_KEEPCNT': 3,
 #: A path could be called so, but whoever writes this means a port.
 _NO_PATH = re.compile(r'([^/]*:)?\d+').fullmatch
 
+#: The second of two texts, if it is meant as a path: a slip in a port must not make files of a host and a port.
+_PATH = re.compile('.*[./].*', re.DOTALL).fullmatch
+
 
 def parse_addresses(addr: Any) -> list[Address]:
     """One address or a sequence of them, in the forms that `ClientStorage` takes.
@@ -86,6 +89,9 @@ def parse_addresses(addr: Any) -> list[Address]:
     if _is_one(addr):
         return [_parse(addr)]
     if isinstance(addr, Sequence) and not isinstance(addr, (bytes, bytearray)) and addr:
+        if len(addr) == 2 and all(isinstance(each, str) for each in addr) and not _PATH(addr[1]):
+            raise ValueError(f'{_bad(addr)}; a port is a number; of a socket file in this folder, give the path:'
+                             f' ./{addr[1]}')
         return [_parse(each) for each in addr]
     raise _bad(addr)
 
