@@ -69,3 +69,26 @@ def test_when_a_program_has_begun_ctrl_c_is_pythons_again() -> None:
     programs.begin()
     programs.begun()
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+
+
+def test_nobody_looks_for_garbage_while_a_program_is_read(tmp_path: Path) -> None:
+    (tmp_path / 'ZODB.py').write_text('import gc\nraise SystemExit(f"while it is read: {gc.isenabled()}")')
+    for name in programs.NAMES:
+        assert run(tmp_path, '-m', f'zeo.{name}', '--help').stderr == 'while it is read: False\n'
+
+
+@pytest.mark.parametrize('name', programs.NAMES)
+def test_garbage_is_looked_for_when_a_program_has_begun(name: str, tmp_path: Path) -> None:
+    # Refused by each of them; what is told is the moment when Python ends.
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import atexit, gc\natexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 1000))')
+    missing = tmp_path / 'missing'
+    files = [] if name in ('status', 'pack') else [missing / 'Data.fs']
+    ended = run(tmp_path, '-m', f'zeo.{name}', '-U', missing / 'sock', *files)
+    assert (ended.returncode, ended.stdout) == (1, 'True True\n'), ended.stderr
+
+
+def test_a_program_that_uses_zeo_keeps_its_garbage_collection() -> None:
+    ended = subprocess.run([sys.executable, '-c', 'import gc, zeo.start; print(gc.isenabled(), gc.get_freeze_count())'],
+                           capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+    assert ended.stdout == 'True 0\n', ended.stderr

@@ -63,6 +63,7 @@ REOPEN = {signal.SIGHUP, signal.SIGUSR2}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal says to stop; returns the exit status (`SystemExit` for usage errors)."""
+    programs.all_is_read()  # only that: what Ctrl-C does is up to `Signals`
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     if options.check:
