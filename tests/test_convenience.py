@@ -44,9 +44,9 @@ def test_a_server_with_a_path_keeps_its_data_in_that_file(tmp_path):
 
 
 def test_a_server_may_serve_a_storage_and_listen_on_a_socket_file(tmp_path):
-    path = str(tmp_path / 'sock')
+    path = tmp_path / 'sock'
     address, stop = zeo.server(storage=MappingStorage('mine'), address=path)
-    assert address == path
+    assert address == str(path)
     storage = zeo.client(address, wait_timeout=5)
     assert storage.is_connected()
     storage.close()
@@ -118,6 +118,12 @@ def test_what_is_no_address_is_told_before_anything_is_opened(tmp_path, monkeypa
     with pytest.raises(ValueError, match='is no address to listen on: give'):
         zeo.server('Data.fs', address=wrong)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('wrong', [1, 'Data.fs', MappingStorage])
+def test_what_is_no_storage_is_told(wrong):
+    with pytest.raises(TypeError, match='is no storage; a file is named by its path, as the first argument'):
+        zeo.server(storage=wrong)
 
 
 @pytest.mark.parametrize('path', [None, 'Data.fs'])

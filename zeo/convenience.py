@@ -52,7 +52,7 @@ def connection(addr: Any, storage: str = '1', **options: Any) -> Any:
         raise
 
 
-def server(path: str | None = None, *, address: tuple[str, int] | str = ('localhost', 0),
+def server(path: str | None = None, *, address: tuple[str, int] | str | os.PathLike[str] = ('localhost', 0),
            storage: Any = None, blob_dir: str | None = None, **options: Any) -> tuple[Any, Callable[[], None]]:
     """Serve a database from threads of this process; returns its address and a function that ends it.
 
@@ -69,7 +69,11 @@ def server(path: str | None = None, *, address: tuple[str, int] | str = ('localh
     from zeo.server.options import CannotStart
     from zeo.StorageServer import StorageServer
 
+    if isinstance(address, os.PathLike):
+        address = os.fspath(address)
     addresses.check(address)
+    if storage is not None and not storages.is_storage(storage):
+        raise TypeError(f'{storage!r:.80} is no storage; a file is named by its path, as the first argument')
 
     if storage is None:
         if path is None:

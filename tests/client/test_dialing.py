@@ -241,6 +241,16 @@ def test_a_host_without_its_port_is_told_from_a_server_that_is_away(interruption
         first(['localhost'], interruption)
 
 
+def test_what_is_no_socket_is_told_from_a_server_that_is_away(interruption: Any, tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(tmp_path / 'sock'))
+    for name, text in {'.': ': this is a folder, and', 'file': 'file: this is a file, and not the socket of a server',
+                       'sock': 'sock: .Errno 111. Connection refused'}.items():
+        with pytest.raises(ClientDisconnected, match=text):
+            first([str(tmp_path / name)], interruption)
+
+
 def test_a_server_that_says_nothing_may_wait_for_tls(
         host: Host, interruption: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialing, 'PATIENCE', .05)

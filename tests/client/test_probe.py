@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,12 @@ def test_where_no_server_is_that_is_told() -> None:
     with pytest.raises(ClientDisconnected, match='no server answers at /no/such/file .there is no such socket file;'
                                                  ' to name a port, give host:port'):
         probe('/no/such/file')
+
+
+def test_a_file_that_is_no_socket_is_told_from_a_server_that_is_away(tmp_path: Path) -> None:
+    (tmp_path / 'Data.fs').touch()
+    with pytest.raises(ClientDisconnected, match='Data.fs .this is a file, and not the socket of a server'):
+        probe(str(tmp_path / 'Data.fs'))
 
 
 def test_who_says_nothing_is_not_waited_for_longer_than_the_time_out() -> None:

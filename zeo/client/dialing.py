@@ -13,6 +13,7 @@ import os
 import re
 import selectors
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from collections.abc import Generator
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from zeo.wire.tls import Tls
 
-__all__ = ['Address', 'Line', 'Security', 'dial', 'display', 'is_asking', 'parse_addresses']
+__all__ = ['Address', 'Line', 'Security', 'connect_unix', 'dial', 'display', 'is_asking', 'parse_addresses']
 
 #: ``(host, port)``, or the path of a Unix domain socket.
 Address = tuple[str, int] | str
@@ -133,6 +134,17 @@ def display(address: Address) -> str:
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
 
+def connect_unix(sock: socket.socket, path: str) -> None:
+    """Connect to a socket file; what is none is told from that of a server that is away."""
+    try:
+        sock.connect(path)
+    except ConnectionRefusedError:
+        if not os.path.exists(path) or stat.S_ISSOCK(os.stat(path).st_mode):
+            raise
+        what = 'folder' if os.path.isdir(path) else 'file'
+        raise ConnectionRefusedError(f'this is a {what}, and not the socket of a server') from None
+
+
 class Security(NamedTuple):
     """How TLS is spoken: what verifies, and the name in the server's certificate (None: that in its address)."""
 
@@ -199,7 +211,7 @@ class _Attempt:
         option = socket.SOL_SOCKET, socket.SO_SNDTIMEO
         self.sock.setsockopt(*option, struct.pack('ll', 1, 0))
         try:
-            self.sock.connect(self.where)
+            connect_unix(self.sock, self.where)
         except FileNotFoundError:  # also where a host without a port was meant
             raise FileNotFoundError('there is no such socket file; a port is named by (host, port)') from None
         except BlockingIOError:

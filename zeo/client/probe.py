@@ -8,6 +8,7 @@ from typing import Any
 from zeo.client.dialing import Address
 from zeo.client.dialing import SPEAKS_TLS
 from zeo.client.dialing import Security
+from zeo.client.dialing import connect_unix
 from zeo.client.dialing import display
 from zeo.client.dialing import no_answer
 from zeo.client.dialing import secure
@@ -62,7 +63,7 @@ def _connect(address: Address, timeout: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.settimeout(timeout)
-        sock.connect(address)
+        connect_unix(sock, address)
     except BaseException:
         sock.close()
         raise
