@@ -40,10 +40,16 @@ def test_ctrl_c_while_a_program_is_read_ends_it_without_a_word(name: str, script
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, '', '')
 
 
+def test_ctrl_c_ends_the_list_of_programs_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / 'ZODB.py').write_text(SLOW)
+    ended = run(tmp_path, '-m', 'zeo')
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, '', '')
+
+
 def test_other_programs_are_interrupted_as_they_like(tmp_path: Path) -> None:
     (tmp_path / 'ZODB.py').write_text(SLOW)
     (tmp_path / 'other.py').write_text('try:\n    import zeo\nexcept KeyboardInterrupt:\n    print("as it likes")\n')
-    for words in (['-m', 'other'], [tmp_path / 'other.py', 'zeo.status'], ['-m', 'other', 'zeo.status']):
+    for words in (['-m', 'other', 'zeo'], [tmp_path / 'other.py', 'zeo.status'], ['-m', 'other', 'zeo.status']):
         ended = run(tmp_path, *words)
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, 'as it likes\n', '')
 

@@ -16,7 +16,7 @@ def is_one() -> bool:
     """Whether this process has been started as one of the programs."""
     first = os.path.basename((getattr(sys, 'argv', None) or [''])[0])  # a Python within another program may have none
     if first == '-m':  # so it is while Python looks for the module to run
-        return any(f'zeo.{name}' in sys.orig_argv for name in NAMES)
+        return 'zeo' in sys.orig_argv or any(f'zeo.{name}' in sys.orig_argv for name in NAMES)
     return any(first == f'zeo-{name}' for name in NAMES)
 
 
