@@ -236,8 +236,9 @@ class Channel:
             raise
         finally:
             del self._inside[me]
-        if self.ended is not None:  # looked at when the requests can be found by who ended it
-            self._answer_all()
+        if self.ended is not None:
+            # What was registered is answered: by who ended it, if the sending came before the socket was shut down,
+            # else by the sending, which has failed then.
             raise self._error()
 
     def _ask_singly(self, oids: Sequence[bytes], tid: bytes) -> Sequence[bytes]:
