@@ -11,6 +11,7 @@ import pytest
 from tests.client.peer import PATIENCE
 from tests.client.peer import Host
 from tests.client.peer import Peer
+from tests.system.servers import until
 from zeo.client.channel import Channel
 from zeo.client.dialing import KEPT
 from zeo.wire.framing import Inbox
@@ -112,3 +113,11 @@ def second_host() -> Iterator[Host]:
     host = Host()
     yield host
     host.close()
+
+
+def parked(line: Line, number: int) -> None:
+    until(lambda: len(line.channel._parked) == number, f'{number} sleepers')
+
+
+def led(line: Line) -> None:
+    until(line.channel._turn.locked, 'somebody leads')
