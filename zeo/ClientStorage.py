@@ -60,8 +60,8 @@ from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.iteration import Dropped
 from zeo.client.iteration import Transactions
+from zeo.client.link import Link
 from zeo.client.options import check_options
-from zeo.client.supervisor import Link
 from zeo.client.supervisor import State
 from zeo.client.supervisor import Supervisor
 from zeo.client.updates import Updates

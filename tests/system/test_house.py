@@ -14,7 +14,7 @@ FLOORS = {
     'zeo.server': 1, 'zeo.client': 1,
     'zeo.server.session': 2, 'zeo.server.writer': 2, 'zeo.server.monitor': 2, 'zeo.client.channel': 2,
     'zeo.client.readingturn': 2,
-    'zeo.client.commit': 3, 'zeo.client.inquiry': 3,
+    'zeo.client.commit': 3, 'zeo.client.inquiry': 3, 'zeo.client.link': 3,
     'zeo.StorageServer': 3, 'zeo.client.supervisor': 3, 'zeo.client.iteration': 3,
     'zeo.ClientStorage': 4, 'zeo.start': 4, 'zeo.convenience': 4,
     'zeo.uri': 5, 'zeo.config': 5,
