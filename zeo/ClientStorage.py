@@ -12,7 +12,7 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 1. the commit lock: from `tpc_begin` to finish or abort, over calls to the server;
 2. sending (`zeo.client.outgoing`): whole frames; by who has the reading turn only tried, for what TLS
    itself has to say;
-3. the reading turn (`zeo.client.channel`): over recv, and over the effects of what was read;
+3. the reading turn (`zeo.client.readingturn`): over recv, and over the effects of what was read;
 4. ZODB's own, in what effects call; none of them is held over a call to the server there;
 5. the cache's mutex (`zeo.client.cache`): one look or change; a leaf.
 
@@ -59,9 +59,9 @@ from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.iteration import Dropped
 from zeo.client.iteration import Transactions
+from zeo.client.link import Link
 from zeo.client.options import check_options
 from zeo.client.outcome import find_out
-from zeo.client.supervisor import Link
 from zeo.client.supervisor import State
 from zeo.client.supervisor import Supervisor
 from zeo.client.updates import Updates
