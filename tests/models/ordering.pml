@@ -100,8 +100,7 @@ What the protections are for: -D... takes one out                       found (L
     PARALLEL_LOADS     (an event) session 0 loads on a second thread while it finishes
                        (-DCONNECTOR=0 -DLOADER=0): no violation
     with NO_OWN_COUNT  ... and the own finish reply does not count      L, C
-    PREFETCH           (instead of a load) all objects in one message (-DOIDS=2; quick with
-                       -DLOSSES=0 -DTIMEOUT=0): no violation
+    PREFETCH           (instead of a load) all objects in one message (-DOIDS=2): no violation
     with PREFETCH_MARK_LATE ... and the mark is taken before the last of them
                        is read                                          L, C                       (L)
     with PREFETCH_AGAIN_BLINDLY ... and fewer of them are not compared  L, C                       (L)
