@@ -22,7 +22,8 @@ log starts over when there is something to store.
 forgot all about us; putting many revisions away at once, as one record of the log, takes a fraction of
 the time.  So new current ones, after all that is known of their objects, first go into a small dict, where they
 can be found; any other change puts them away before it is made, and so sees nothing of it.  So do those of this
-client's own small transactions, which also end what is current in the index.  What is aside hides what the index
+client's own small transactions, which also end what is current in the index; these are put away, if there are
+many, while the next transaction's vote is waited for.  What is aside hides what the index
 holds of its object: who wants an older one changes something, too.  The file speaks of no later transaction
 before it has these: it tells the last tid there was before them.
 
