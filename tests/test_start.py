@@ -680,7 +680,7 @@ def test_all_threads_of_a_server_can_be_profiled(run, folder):
     found = {(Path(file).name, name) for file, _, name in
              pstats.Stats(str(folder / 'profile')).stats}
     assert ('start.py', '_wait') in found           # the main thread
-    assert ('StorageServer.py', '_look') in found  # the listener
+    assert ('listener.py', '_look') in found       # the listener
     assert ('StorageServer.py', 'serve') in found   # a client's thread
 
 

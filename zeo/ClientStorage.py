@@ -12,7 +12,7 @@ Locks, from the outermost to the innermost; who holds one may take only those be
 1. the commit lock: from `tpc_begin` to finish or abort, over calls to the server;
 2. sending (`zeo.client.outgoing`): whole frames; by who has the reading turn only tried, for what TLS
    itself has to say;
-3. the reading turn (`zeo.client.channel`): over recv, and over the effects of what was read;
+3. the reading turn (`zeo.client.readingturn`): over recv, and over the effects of what was read;
 4. ZODB's own, in what effects call; none of them is held over a call to the server there;
 5. the cache's mutex (`zeo.client.cache`): one look or change; a leaf.
 
@@ -20,7 +20,6 @@ The supervisor's condition, the blob cache's mutex and that of TLS (`zeo.wire.tl
 """
 
 import contextlib
-import logging
 import os
 import random
 import threading
@@ -60,8 +59,9 @@ from zeo.client.dialing import display
 from zeo.client.dialing import parse_addresses
 from zeo.client.iteration import Dropped
 from zeo.client.iteration import Transactions
+from zeo.client.link import Link
 from zeo.client.options import check_options
-from zeo.client.supervisor import Link
+from zeo.client.outcome import find_out
 from zeo.client.supervisor import State
 from zeo.client.supervisor import Supervisor
 from zeo.client.updates import Updates
@@ -78,8 +78,6 @@ __all__ = [
     'ClientDisconnected', 'ClientStorage', 'ClientStorageError', 'OutcomeUnknown', 'ProtocolError',
     'ServerException',
 ]
-
-logger = logging.getLogger(__name__)
 
 MB = 1024 * 1024
 
@@ -520,7 +518,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             self._keep_blobs(commit, tid)
             return tid
         except (ClientDisconnected, ProtocolError) as error:
-            tid = self._find_out(commit, callback, error)
+            # If it is committed, cache and database have caught up with it on the next connection like with
+            # any other transaction, before `lastTransaction` showed it; so the callback, which tells the
+            # database the same again, comes late and does no harm.
+            tid = find_out(commit, self._supervisor, self._wait_timeout, error)
+            if callback is not None:
+                callback(tid)
             self._keep_blobs(commit, tid)
             return tid
         except Exception:
@@ -530,39 +533,6 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise
         finally:
             self._end(commit)
-
-    def _find_out(self, commit: Commit, callback: Callable[[bytes], object] | None,
-                  error: Exception) -> bytes:
-        """The connection was lost during `tpc_finish`: ask on the next one whether it is committed.
-
-        If it is, cache and database have caught up with it on that connection like with any other
-        transaction, before `lastTransaction` showed it; so the callback, which tells the database the
-        same again, comes late and does no harm.
-        """
-        until = time.monotonic() + self._wait_timeout
-        committed = None
-        while commit.tid is not None and committed is None:
-            try:
-                link = self._supervisor.wait(max(until - time.monotonic(), 0.0))
-                if not link.offers('settle'):
-                    break
-                committed = link.channel.call('settle', (commit.tid, commit.id))
-            except ClientDisconnected:
-                if time.monotonic() >= until or self._supervisor.state is State.CLOSED:
-                    break
-            except Exception:
-                logger.warning('The server cannot say what became of a transaction', exc_info=True)
-                break
-        if committed is None:
-            raise OutcomeUnknown(f'this transaction may be committed or not ({error})') from error
-        if not committed:
-            raise ClientDisconnected(f'this transaction was not committed ({error})') from error
-        # What the server told at vote is the tid, unless it says now which it is.
-        tid = committed if isinstance(committed, bytes) else commit.tid
-        assert tid is not None
-        if callback is not None:
-            callback(tid)
-        return tid
 
     # ---- for a server whose storage this is
 

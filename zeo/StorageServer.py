@@ -11,7 +11,7 @@ Threads of a server process, each named for what it does:
   connections (`zeo.server.threads`).  `StorageServer.close` shuts their sockets and joins them;
 - ``zeo writer``: one, sends to clients that do not read fast enough (`zeo.server.writer`);
 - ``zeo pulse``: one, tells clients that the server lives (`zeo.server.pulse`);
-- ``zeo voter STORAGE``: one for each storage, runs votes that had to wait and are not quick (`zeo.server.served`);
+- ``zeo voter STORAGE``: one for each storage, runs votes that had to wait and are not quick (`zeo.server.worker`);
 - ``zeo commit clock STORAGE``: one for each storage, ends transactions that take too long;
 - ``zeo poller STORAGE``: one for each storage that other servers write to, too: looks for what they do
   (`zeo.server.gateway`);

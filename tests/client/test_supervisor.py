@@ -6,7 +6,6 @@ import random
 import socket
 import threading
 import traceback
-from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,9 @@ import pytest
 from ZODB.POSException import ReadOnlyError
 
 from tests.client.conftest import Calls
+from tests.client.conftest import Client
+from tests.client.conftest import MakeClient
+from tests.client.conftest import ready
 from tests.client.peer import INFO
 from tests.client.peer import PATIENCE
 from tests.client.peer import Host
@@ -22,77 +24,13 @@ from tests.client.peer import oid
 from tests.client.peer import tid
 from tests.system.servers import until
 from zeo.client import supervisor as module
-from zeo.client.cache import open_cache
-from zeo.client.supervisor import Link
+from zeo.client.link import Link
 from zeo.client.supervisor import State
 from zeo.client.supervisor import Supervisor
-from zeo.client.upkeep import Upkeep
 from zeo.client.verification import CacheIsNewer
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.wire.announcements import invalidation_notice
-from zeo.wire.messages import notice
-from zeo.wire.messages import reply
-
-
-class Database:
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def invalidate(self, tid: bytes, oids: Any) -> None:
-        self.told.append((tid, list(oids)))
-
-    def invalidateCache(self) -> None:
-        self.told.append('all')
-
-
-class Client:
-    """A supervisor with a cache and a database."""
-
-    def __init__(self, *hosts: Any, **options: Any) -> None:
-        self.cache = open_cache(None, 1 << 20)
-        self.upkeep = Upkeep(self.cache)
-        self.upkeep.database = self.database = Database()
-        self.connected: list[Link] = []
-        self.supervisor = Supervisor(
-            [host.address if isinstance(host, Host) else host for host in hosts], '1', self.upkeep,
-            **{'connected': self.connected.append, 'wait_timeout': PATIENCE, 'min_poll': 0.01}
-            | options)
-
-    def known(self, last_tid: bytes) -> None:
-        """As if it had been connected before: object 1 is cached, valid as of that tid."""
-        self.cache.store(oid(1), tid(1), None, b'one')
-        self.cache.set_last_tid(last_tid)
-
-    def close(self) -> None:
-        self.supervisor.close()
-        self.cache.close()
-        assert not [each.name for each in threading.enumerate() if each.name.startswith('zeo client')]
-        assert self.supervisor.state is State.CLOSED
-
-
-MakeClient = Callable[..., Client]
-
-
-@pytest.fixture
-def client() -> Iterator[MakeClient]:
-    clients: list[Client] = []
-
-    def make(*args: Any, **options: Any) -> Client:
-        clients.append(Client(*args, **options))
-        return clients[-1]
-
-    yield make
-    for each in clients:
-        each.close()
-
-
-def ready(client: Client, host: Host, last_tid: bytes = tid(5), **info: Any) -> Peer:
-    client.supervisor.start()
-    peer = host.accept()
-    peer.welcome(last_tid, **info)
-    client.supervisor.wait()
-    return peer
 
 
 # ---- making a connection
@@ -118,70 +56,6 @@ def test_a_client_registers_asks_for_information_and_is_ready(
     assert one.cache.last_tid == tid(5)
 
 
-def test_a_server_that_does_not_tell_its_last_transaction_is_asked(
-        client: MakeClient, host: Host) -> None:
-    one = client(host)
-    one.supervisor.start()
-    peer = host.accept()
-    peer.greet()
-    peer.answer(peer.read('register'), None)
-    peer.answer(peer.read('lastTransaction'), tid(7))
-    peer.answer(peer.read('get_info'), INFO)
-    one.supervisor.wait()
-    assert one.cache.last_tid == tid(7)
-
-
-def test_a_known_cache_catches_up(client: MakeClient, host: Host) -> None:
-    one = client(host)
-    one.known(tid(3))
-    one.supervisor.start()
-    peer = host.accept()
-    peer.welcome(tid(5))
-    message = peer.read('getInvalidations')
-    assert message.args == (tid(3),)
-    assert one.supervisor.state is State.VERIFYING
-    peer.answer(message, (tid(5), [oid(1)]))
-    one.supervisor.wait()
-    assert one.cache.load(oid(1)) is None
-    assert one.database.told == [(tid(5), [oid(1)])]
-
-
-def test_nothing_is_lost_between_the_early_and_the_direct_invalidations(
-        client: MakeClient, host: Host) -> None:
-    """One before each answer, and one right behind the last; 4 and 5 are in the answer already."""
-    one = client(host)
-    one.known(tid(3))
-    one.supervisor.start()
-    peer = host.accept()
-    peer.greet()
-    registration = peer.read('register')
-    peer.send(invalidation_notice(tid(4), [oid(4)]), reply(registration.id, tid(4)))
-    message = peer.read('get_info')
-    peer.send(invalidation_notice(tid(5), [oid(5)]), reply(message.id, INFO))
-    message = peer.read('getInvalidations')
-    peer.send(invalidation_notice(tid(6), [oid(6)]),
-              reply(message.id, (tid(5), [oid(4), oid(5)])),
-              invalidation_notice(tid(7), [oid(1)]))
-    one.supervisor.wait()
-    until(lambda: one.cache.last_tid == tid(7), 'the last invalidation was processed')
-    assert one.database.told == [
-        (tid(5), [oid(4), oid(5)]), (tid(6), [oid(6)]), (tid(7), [oid(1)])]
-    assert one.cache.loadBefore(oid(1), tid(7)) == (b'one', tid(1), tid(7))
-
-
-def test_a_server_that_cannot_tell_what_changed_costs_the_cache(client: MakeClient, host: Host) -> None:
-    one = client(host)
-    one.known(tid(3))
-    one.supervisor.start()
-    peer = host.accept()
-    peer.welcome(tid(5))
-    peer.answer(peer.read('getInvalidations'), None)
-    one.supervisor.wait()
-    assert len(one.cache) == 0
-    assert one.database.told == ['all']
-    assert one.cache.last_tid == tid(5)
-
-
 def test_a_server_older_than_the_cache_is_refused_with_both_tids(
         client: MakeClient, host: Host, calls: Calls) -> None:
     one = client(host, max_poll=60.0)
@@ -195,14 +69,6 @@ def test_a_server_older_than_the_cache_is_refused_with_both_tids(
     assert raised.value.cache_tid == tid(9)
     assert raised.value.server_tid == tid(5)
     assert one.cache.load(oid(1)) == (b'one', tid(1))
-
-
-def test_new_figures_replace_the_old(client: MakeClient, host: Host) -> None:
-    one = client(host)
-    peer = ready(one, host)
-    peer.send(notice('info', ({'length': 99},)))
-    until(lambda: one.connected[0].info['length'] == 99, 'the figure has come')
-    assert one.connected[0].info['name'] == INFO['name']
 
 
 def test_the_next_server_is_tried_if_one_fails(
@@ -346,22 +212,6 @@ def test_each_caller_gets_an_error_of_its_own(client: MakeClient, host: Host, ca
         assert len(list(traceback.walk_tb(caught.value.__traceback__))) < 5
     assert len(set(map(id, failures))) == 3 and len(set(map(str, failures))) == 1
     assert one.supervisor._failure.__traceback__ is None  # it would keep the frames of the attempt
-
-
-def test_a_server_that_gives_signs_of_life_is_asked_for_them(client: MakeClient, host: Host) -> None:
-    one = client(host)
-    peer = ready(one, host, zeo=('verify', 'pulse'))
-    assert peer.read('pulse').oneway
-    assert one.connected[0].channel._pulsing
-
-
-def test_others_are_not(client: MakeClient, host: Host, calls: Calls) -> None:
-    one = client(host)
-    peer = ready(one, host)
-    result = calls.start(one.connected[0].channel.call, 'ping')
-    peer.answer(peer.read('ping'), None)
-    result()
-    assert not one.connected[0].channel._pulsing
 
 
 def test_a_server_that_hangs_up_is_asked_less_and_less_often(
@@ -565,14 +415,6 @@ def refuse_writers(peer: Peer) -> None:
     message = peer.read('register')
     assert message.args[1] is False
     peer.refuse(message, ReadOnlyError())
-
-
-def test_a_read_only_client_says_so(client: MakeClient, host: Host) -> None:
-    one = client(host, read_only=True)
-    one.supervisor.start()
-    peer = host.accept()
-    assert peer.welcome(tid(5)).args == ('1', True)
-    assert one.supervisor.wait().read_only
 
 
 def test_a_writing_client_does_not_take_a_read_only_server(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ZODB.utils import p64, u64, z64
+from ZODB.utils import p64, z64
 
 from zeo.client.cache import Cache, open_cache
 

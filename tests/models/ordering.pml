@@ -9,11 +9,15 @@ What keeps this from happening, and what this model checks within small bounds, 
     A load takes the count as its mark, reads the storage holding no lock, and may enter its reply only
     if nothing was announced since; else it is done again. From the second time on only an announcement
     of this very object counts. A revision that was not announced yet waits for its announcement.
+    What is prefetched (zeo.server.prefetching) travels many in a message: one mark is taken before the first is
+    read, and looked at when all are appended, in one step. It never waits: it is tried with fewer, or left out.
     A commit is announced (zeo.server.publisher) after the storage's tpc_finish has returned, and answered,
     before the commit lock is released; its own reply counts as an announcement to the committer.
     A new session subscribes first and reads the last tid second; last tids come from the publisher.
     Finish, abort, time-out and loss claim a voted transaction in one step; who comes second does nothing.
-    The commit lock (zeo.server.commitlock) is not granted to a waiter who has left.
+    The commit lock (zeo.server.commitlock) is not granted to a waiter who has left. Who has finished may run the
+    next vote on its own thread, after it was granted. A vote that breaks off gives the lock back, whoever runs it,
+    and its connection is ended.
     Should announcing fail, the recent invalidations start afresh and every client is hung up on.
 
 Who takes part
@@ -96,6 +100,17 @@ What the protections are for: -D... takes one out                       found (L
     PARALLEL_LOADS     (an event) session 0 loads on a second thread while it finishes
                        (-DCONNECTOR=0 -DLOADER=0): no violation
     with NO_OWN_COUNT  ... and the own finish reply does not count      L, C
+    PREFETCH           (instead of a load) all objects in one message (-DOIDS=2): no violation
+    with PREFETCH_MARK_LATE ... and the mark is taken before the last of them
+                       is read                                          L, C                       (L)
+    with PREFETCH_AGAIN_BLINDLY ... and fewer of them are not compared  L, C                       (L)
+    with PREFETCH_LAST_AHEAD ... and only the last of them has to be
+                       announced                                        N                          (L)
+    HERE               (a way to go) the thread that has finished may run the next vote: no violation
+    with HERE_UNCLAIMED ... who may have left since it was granted      K                          (L)
+    with REPLY_LATE    ... and it tells its own client only after that  I, F, C                    (L)
+    VOTE_BREAKS        (an event) a vote breaks off, and its client is never answered: no violation
+    with BROKEN_KEEPS  ... and the lock is kept                         deadlock                   (L)
     WAIT_ENDS          (an event) a storage announces so late that a load gives up waiting and its reply
                        runs ahead: no violation but N with -DOUR_CLIENT; ZEO's cache file suffers: C (L)
 */
@@ -408,22 +423,8 @@ inline look_back(s, again, res) {
 #define WAKE(s)  gone[s]
 #endif
 
-inline do_load(s) {
-    if                               /* what the client asks for */
-    :: before = last[s] + 1
-    :: before = MAXTID
-    fi;
-    if
-    :: oid = 0
-#if OIDS > 1
-    :: oid = 1
-#endif
-    fi;
-again_:
-#ifndef MARK_LATE
-    mark = published[s];
-#endif
-    atomic {                         /* the storage reads */
+inline read_storage() {
+    atomic {
         if
         :: seen = vis
         :: pend != 0 -> seen = pend
@@ -441,6 +442,41 @@ again_:
         od;
         x_ = 0; seen = 0
     }
+}
+
+inline take_in(s) {                  /* the client does, what a reply tells of one object */
+    NEED(kN, start <= announced[s]);
+    if
+    :: end == NONE ->
+        is_current(start, oid, announced[s], ok_);
+        NEED(kL, ok_);
+        if
+        :: cache[s].mem[oid] == NONE -> cache[s].mem[oid] = start
+#ifdef OUR_CLIENT
+        :: cache[s].mem[oid] != NONE && cache[s].mem[oid] < start -> cache[s].mem[oid] = start
+#endif
+        :: else
+        fi
+    :: else
+    fi
+}
+
+inline do_load(s) {
+    if                               /* what the client asks for */
+    :: before = last[s] + 1
+    :: before = MAXTID
+    fi;
+    if
+    :: oid = 0
+#if OIDS > 1
+    :: oid = 1
+#endif
+    fi;
+again_:
+#ifndef MARK_LATE
+    mark = published[s];
+#endif
+    read_storage();
 #ifdef MARK_LATE
     mark = published[s];
 #endif
@@ -457,25 +493,80 @@ again_:
         :: !gone[s] && !ok_ && AHEAD(s) -> goto say_
 #endif
         :: !gone[s] && !ok_ && !AHEAD(s) ->
-say_:       NEED(kN, start <= announced[s]);
-            if
-            :: end == NONE ->
-                is_current(start, oid, announced[s], ok_);
-                NEED(kL, ok_);
-                if
-                :: cache[s].mem[oid] == NONE -> cache[s].mem[oid] = start
-#ifdef OUR_CLIENT
-                :: cache[s].mem[oid] != NONE && cache[s].mem[oid] < start -> cache[s].mem[oid] = start
-#endif
-                :: else
-                fi
-            :: else
-            fi;
+say_:       take_in(s);
             check_cache(s)
         fi;
         before = 0; oid = 0; start = 0; end = 0; mark = 0; x_ = 0; o_ = 0; ok_ = 0; again = 0
     }
 }
+
+#ifdef PREFETCH
+/* All objects in one message; if that does not succeed, one in a message; if not even that, it is left out. */
+inline do_prefetch(s) {
+    if
+    :: before = last[s] + 1
+    :: before = MAXTID
+    fi;
+    most = OIDS;
+    do
+    :: from_ == OIDS || gone[s] -> break
+    :: from_ < OIDS && !gone[s] ->
+        mark = published[s];
+        oid = from_;
+        do
+        :: oid < from_ + most ->
+#ifdef PREFETCH_MARK_LATE
+            mark = published[s];     /* before each is read: the last one counts */
+#endif
+            read_storage();
+            d_step { starts[oid] = start; ends[oid] = end; start = 0; end = 0; oid++ }
+        :: oid == from_ + most -> break
+        od;
+        atomic {                     /* outbox.reply_to_load */
+#ifdef PREFETCH_AGAIN_BLINDLY
+            ok_ = (most < OIDS || mark == published[s]);
+#else
+            ok_ = (mark == published[s]);
+#endif
+            oid = from_;
+            do
+            :: oid < from_ + most ->
+#ifdef PREFETCH_LAST_AHEAD
+                if :: oid == from_ + most - 1 -> ok_ = ok_ && starts[oid] <= announced[s] :: else fi;
+#else
+                ok_ = ok_ && starts[oid] <= announced[s];
+#endif
+                oid++
+            :: else -> break
+            od;
+            if
+            :: gone[s]
+            :: !gone[s] && ok_ ->
+                oid = from_;
+                do
+                :: oid < from_ + most ->
+                    start = starts[oid]; end = ends[oid];
+                    take_in(s);
+                    oid++
+                :: else -> break
+                od;
+                check_cache(s);
+                from_ = from_ + most
+            :: !gone[s] && !ok_ && most > 1 -> most = 1
+            :: !gone[s] && !ok_ && most == 1 -> from_++
+            fi;
+            oid = 0; start = 0; end = 0; mark = 0; x_ = 0; o_ = 0; ok_ = 0;
+            y_ = 0;
+            do
+            :: y_ < OIDS -> starts[y_] = 0; ends[y_] = 0; y_++
+            :: else -> break
+            od;
+            y_ = 0
+        }
+    od;
+    atomic { before = 0; from_ = 0; most = 0 }
+}
+#endif
 
 inline do_ping(s) {                  /* ping and lastTransaction in one */
     seen = finrep;                   /* the request arrives */
@@ -618,6 +709,25 @@ inline do_get_invalidations(s) {
     }
 }
 
+#define ABORT(s) \
+    d_step { NEED(kK, owner == s); owner = NONE }; \
+    d_step { NEED(kK, holder == s); holder = NONE }
+
+inline do_vote(v) {
+    atomic { NEED(kK, owner == NONE); owner = v };
+    if
+    :: tx[v] = VOTED
+    :: ABORT(v); tx[v] = IDLE        /* a conflict */
+#ifdef VOTE_BREAKS
+#ifdef BROKEN_KEEPS
+    :: gone[v] = true
+#else
+    :: ABORT(v); tx[v] = IDLE; gone[v] = true
+#endif
+#endif
+    fi
+}
+
 inline do_finish(s) {
     if
     :: atomic { tx[s] == VOTED -> tx[s] = FINISHING }
@@ -658,8 +768,30 @@ inline do_finish(s) {
     atomic {
         NEED(kK, holder == s);
         holder = NONE;
-        tx[s] = IDLE
+        tx[s] = IDLE;
+#ifdef HERE
+        ok_ = false;
+        if                           /* this thread may run the next vote */
+        :: tx[1 - s] == WAITING ->
+            holder = 1 - s; ok_ = true;
+#ifndef HERE_UNCLAIMED
+            tx[1 - s] = VOTING
+#endif
+        :: true
+        fi
+#endif
     }
+#ifdef HERE
+    if
+    :: ok_ ->
+        ok_ = false;
+#ifdef HERE_UNCLAIMED
+        tx[1 - s] = VOTING;
+#endif
+        do_vote(1 - s)
+    :: !ok_
+    fi;
+#endif
 #ifdef PUBLISH_LATE
     publish(s, start);
 #endif
@@ -669,15 +801,14 @@ inline do_finish(s) {
     d_step { start = 0; y_ = 0; o_ = 0; x_ = 0; ok_ = 0 }
 }
 
-#define ABORT(s) \
-    d_step { NEED(kK, owner == s); owner = NONE }; \
-    d_step { NEED(kK, holder == s); holder = NONE }
-
 /* ---- processes ----------------------------------------------------------- */
 
 proctype Session(byte s; byte commits; byte loads; byte pings) {
     byte before, oid, seen, start, end, mark, x_, y_, o_;
     bool ok_, again;
+#ifdef PREFETCH
+    byte from_, most, starts[OIDS], ends[OIDS];
+#endif
 
     if
     :: s == 3 ->
@@ -701,7 +832,11 @@ proctype Session(byte s; byte commits; byte loads; byte pings) {
 
     do
     :: gone[s] -> break
+#ifdef PREFETCH
+    :: !gone[s] && ready[s] && loads > 0 -> loads--; do_prefetch(s)
+#else
     :: !gone[s] && ready[s] && loads > 0 -> loads--; do_load(s)
+#endif
     :: !gone[s] && ready[s] && pings > 0 -> pings--; do_ping(s)
     :: atomic { !gone[s] && commits > 0 && tx[s] == IDLE -> commits--; tx[s] = WAITING }
     :: atomic { !gone[s] && tx[s] == WAITING -> tx[s] = IDLE }     /* tpc_abort */
@@ -748,11 +883,7 @@ proctype Voter(byte s) {
 #else
     :: atomic { tx[s] == WAITING && holder == NONE -> holder = s; tx[s] = VOTING };
 #endif
-        atomic { NEED(kK, owner == NONE); owner = s };
-        if
-        :: tx[s] = VOTED
-        :: ABORT(s); tx[s] = IDLE                                 /* a conflict */
-        fi
+        do_vote(s)
     :: ended[s] && tx[s] != VOTING -> break
     od
 }

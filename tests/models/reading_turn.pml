@@ -1,6 +1,6 @@
 /* Who reads the socket of a client connection: the reading turn, a model for Spin (https://spinroot.com).
  *
- * THE DESIGN (zeo.client.channel)
+ * THE DESIGN (zeo.client.readingturn)
  *   There is no thread whose job it is to read. A calling thread registers its request, sends it holding
  *   no turn, and only then looks for its reply: is the turn to read free, it takes it and becomes the
  *   leader, who reads and dispatches whatever arrives until its own reply is there; else it parks and

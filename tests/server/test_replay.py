@@ -25,16 +25,6 @@ Serve = Callable[..., Served]
 Connect = Callable[..., SessionPeer]
 
 
-@pytest.fixture
-def served(serve: Serve) -> Served:
-    return serve()
-
-
-@pytest.fixture
-def peer(connect: Connect, served: Served) -> SessionPeer:
-    return connect(served)
-
-
 def test_operations_are_replayed_in_the_order_of_their_arrival(served: Served, peer: SessionPeer) -> None:
     peer.begin(1, (oid(1), z64, b'first'), (oid(1), z64, b'second'))
     peer.call('vote', 1)

@@ -47,16 +47,6 @@ Connect = Callable[..., SessionPeer]
 NEW = (oid(1), z64, b'record')
 
 
-@pytest.fixture
-def served(serve: Serve) -> Served:
-    return serve()
-
-
-@pytest.fixture
-def peer(connect: Connect, served: Served) -> SessionPeer:
-    return connect(served)
-
-
 def state(peer: SessionPeer) -> State | None:
     """The state of a client's transaction; None if it has none."""
     transaction = peer.session._current()
@@ -461,11 +451,6 @@ def test_data_after_the_vote_is_refused(served: Served, peer: SessionPeer) -> No
 
 
 # ---- many stores at a time, and a transaction as a whole
-
-
-@pytest.fixture
-def filed(serve: Serve, connect: Connect, file_storage: FileStorage) -> SessionPeer:
-    return connect(serve(file_storage))
 
 
 def test_many_stores_are_as_good_as_single_ones(filed: SessionPeer) -> None:

@@ -13,8 +13,8 @@ FLOORS = {
     'zeo.errors': 0, 'zeo.version': 0, 'zeo.programs': 0, 'zeo.wire': 0,
     'zeo.server': 1, 'zeo.client': 1,
     'zeo.server.session': 2, 'zeo.server.writer': 2, 'zeo.server.monitor': 2, 'zeo.server.connection': 2,
-    'zeo.server.listener': 2, 'zeo.client.channel': 2,
-    'zeo.client.commit': 3, 'zeo.client.inquiry': 3,
+    'zeo.server.listener': 2, 'zeo.client.channel': 2, 'zeo.client.readingturn': 2,
+    'zeo.client.commit': 3, 'zeo.client.inquiry': 3, 'zeo.client.link': 3, 'zeo.client.outcome': 3,
     'zeo.StorageServer': 3, 'zeo.client.supervisor': 3, 'zeo.client.iteration': 3,
     'zeo.ClientStorage': 4, 'zeo.start': 4, 'zeo.convenience': 4,
     'zeo.uri': 5, 'zeo.config': 5,
@@ -23,9 +23,10 @@ FLOORS = {
 }
 ROOMS = ('zeo.wire', 'zeo.server', 'zeo.client')
 SOCKETS = {'zeo.start', 'zeo.StorageServer', 'zeo.server.addresses', 'zeo.server.connection',
-           'zeo.server.daemon', 'zeo.server.listener', 'zeo.server.monitor', 'zeo.server.servicemanager', 'zeo.server.writer',
-           'zeo.client.channel', 'zeo.client.dialing', 'zeo.client.outgoing', 'zeo.client.probe',
-           'zeo.client.supervisor', 'zeo.wire.certificates', 'zeo.wire.pieces', 'zeo.wire.tls'}
+           'zeo.server.daemon', 'zeo.server.listener', 'zeo.server.monitor', 'zeo.server.servicemanager',
+           'zeo.server.writer',
+           'zeo.client.dialing', 'zeo.client.outgoing', 'zeo.client.probe',
+           'zeo.client.readingturn', 'zeo.client.supervisor', 'zeo.wire.certificates', 'zeo.wire.pieces', 'zeo.wire.tls'}
 
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path

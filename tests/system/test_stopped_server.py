@@ -11,7 +11,7 @@ import pytest
 from tests.client.conftest import Calls
 from tests.client.conftest import calls as calls
 from tests.system.servers import Server, freeze, until
-from zeo.client import channel, dialing
+from zeo.client import dialing, readingturn
 from zeo.ClientStorage import ClientStorage
 from zeo.errors import ClientDisconnected
 
@@ -38,8 +38,8 @@ def test_a_call_to_a_stopped_server_ends_and_the_next_server_is_used(
         monkeypatch: pytest.MonkeyPatch, kind: str, call: str) -> None:
     one = start_server(kind)
     other = start_server()
-    monkeypatch.setattr(channel, 'SILENCE', 1.0)
-    monkeypatch.setattr(channel, 'HEARTBEAT_INTERVAL', 0.2)
+    monkeypatch.setattr(readingturn, 'SILENCE', 1.0)
+    monkeypatch.setattr(readingturn, 'HEARTBEAT_INTERVAL', 0.2)
     storage = ClientStorage([one.address, other.address])
     try:
         link = storage._supervisor.wait()
@@ -77,7 +77,7 @@ def test_an_idle_client_finds_out_that_its_server_is_stopped_and_comes_back(
         start_server: Callable[..., Server], stopped: Callable[[Server], None],
         monkeypatch: pytest.MonkeyPatch) -> None:
     server = start_server()
-    monkeypatch.setattr(channel, 'SILENCE', 1.0)
+    monkeypatch.setattr(readingturn, 'SILENCE', 1.0)
     storage = ClientStorage(server.address, wait_timeout=60)
     try:
         monkeypatch.setattr(dialing, 'PATIENCE', 0.5)

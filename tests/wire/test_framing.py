@@ -211,3 +211,22 @@ def test_the_beginning_of_what_was_received_can_be_looked_at() -> None:
     inbox.buffer()[:4] = b'bcde'
     inbox.advance(4)
     assert inbox.beginning(2) == b'ab'
+
+
+@pytest.mark.parametrize('size', [480, 600, 1024])
+def test_what_is_received_in_pieces_of_any_length_is_what_was_sent(size: int) -> None:
+    """Also if a piece is as long as a frame that was there before."""
+    payloads = [bytes([65 + number]) * length for number, length in enumerate([1, 9, 9, 470, 1, 476, 3, 1500, 16, 480])]
+    for step in range(1, 500):
+        inbox, found = Inbox(size=size), []
+        stream = b''.join(part for payload in payloads for part in frame(payload))
+        while stream:
+            view = inbox.buffer()
+            count = min(step, len(view), len(stream))
+            view[:count] = stream[:count]
+            stream = stream[count:]
+            payload = inbox.received(count)
+            while payload is not None:
+                found.append(bytes(payload))
+                payload = inbox.next()
+        assert found == payloads, step

@@ -126,14 +126,6 @@ class Index:
             latest = self.suspect.starts.get(oid)
         return latest is None or latest < start
 
-    def holds_any(self, oids: Iterable[int]) -> bool:
-        """Whether any of `oids` has a revision without an end."""
-        current, suspect = self.current.starts, self.suspect.starts
-        for oid in oids:
-            if oid in current or oid in suspect:
-                return True
-        return False
-
     def wants(self, oid: int, start: int, end: int) -> bool:
         """Whether a revision that cannot be found would be news that contradicts nothing newer."""
         current = self.current.starts.get(oid)

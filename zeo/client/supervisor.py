@@ -16,11 +16,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from enum import Enum
 from time import monotonic
-from typing import Any
 
 from ZODB.POSException import POSError
-from ZODB.POSException import ReadOnlyError
-from ZODB.utils import z64
 
 from zeo.client.channel import Channel
 from zeo.client.channel import Notice
@@ -31,19 +28,14 @@ from zeo.client.dialing import dial
 from zeo.client.dialing import display
 from zeo.client.dialing import is_asking
 from zeo.client.inquiry import inquire
-from zeo.client.upkeep import Invalidation
+from zeo.client.link import REPLY_PATIENCE
+from zeo.client.link import Link
+from zeo.client.link import UnknownStorage
 from zeo.client.upkeep import Upkeep
-from zeo.client.verification import Verdict
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
-from zeo.errors import ProtocolError
-from zeo.errors import ServerException
-from zeo.wire.methods import EXTENSIONS
 
 logger = logging.getLogger(__name__)
-
-#: Seconds that a server may take for each answer before the connection is ready.
-REPLY_PATIENCE = 30.0
 
 #: If there are others, a server may take so many for each answer to its registration; twice as many after each
 #: round in which none was found, up to `REPLY_PATIENCE`.
@@ -63,7 +55,6 @@ AT_A_TIME = 3600.0
 
 #: Seconds that `Supervisor.close` waits for each thread, which has been told to end.
 JOIN = 5.0
-
 
 #: So many different reasons are logged why there is no connection, each once.
 MOST_REASONS = 20
@@ -88,44 +79,6 @@ NEXT = {
     State.LOST: {State.CONNECTING, State.CLOSED},
     State.CLOSED: set(),
 }
-
-
-class UnknownStorage(ClientStorageError):
-    """A server was reached, and does not have the storage."""
-
-
-class Link:
-    """A registered connection, and what the server said about the storage."""
-
-    def __init__(self, line: Line, upkeep: Upkeep) -> None:
-        self.address = line.address
-        self.early: list[Invalidation] = []  # what arrived before the cache was verified
-        self.info: dict[str, Any] = {}
-        self.offered: frozenset[str] = frozenset()  # what it can do beyond the protocol, see `methods.EXTENSIONS`
-        self.oids: list[bytes] = []  # given by the server and not used yet, the next one last
-        self.read_only = False
-        self.server_tid = z64
-        self.channel = Channel(
-            line.sock, line.inbox,
-            {'invalidateTransaction': lambda tid, oids: self.early.append((tid, oids))},
-            loaded=upkeep.loaded, told=upkeep.told, address=display(line.address), tls=line.tls)
-        self.channel.set_timeout(REPLY_PATIENCE)
-
-    def learn(self, info: Mapping[str, Any]) -> None:
-        """This is what the server says."""
-        self.info.update(info)
-        offered = self.info.get(EXTENSIONS)
-        self.offered = frozenset(each for each in offered if isinstance(each, str)
-                                 ) if isinstance(offered, (tuple, list)) else frozenset()
-
-    def offers(self, extension: str) -> bool:
-        """Whether the server can do that beyond the protocol."""
-        return extension in self.offered
-
-    def discard(self, reason: str) -> None:
-        """End a connection that nobody watches."""
-        self.channel.end(reason)
-        self.channel.watch()  # which closes it
 
 
 class Supervisor:
@@ -360,25 +313,7 @@ class Supervisor:
                 raise ClientDisconnected('the storage is closed')
             if len(self.addresses) > 1:
                 channel.set_timeout(min(FIRST_PATIENCE * 2 ** min(self._failures, 10), REPLY_PATIENCE))
-            link.read_only = self._read_only
-            try:
-                tid = channel.call('register', (self._storage, self._read_only))
-            except ReadOnlyError:
-                if not or_read_only:
-                    raise
-                link.read_only = True
-                tid = channel.call('register', (self._storage, True))
-            except ServerException as error:
-                if error.class_name != 'builtins.ValueError' or 'unknown storage' not in str(error):
-                    raise
-                raise UnknownStorage(f'the server at {display(line.address)} has no storage {self._storage}') from None
-            if tid is None:
-                tid = channel.call('lastTransaction')
-            if not isinstance(tid, bytes) or len(tid) != 8:
-                raise ProtocolError(f'the server says its last transaction is {tid!r}')
-            link.server_tid = tid
-            if self._label:
-                channel.post('set_client_label', (self._label,))
+            link.register(self._storage, self._read_only, or_read_only, self._label)
         except BaseException as error:
             self._forget(link, str(error))
             raise
@@ -390,39 +325,11 @@ class Supervisor:
             self._open.discard(link.channel)
 
     def _verified(self, link: Link) -> Link:
-        """Make cache and database as new as the server, and have them kept so.
-
-        The last step of it is done at the dispatch of a reply, so nothing is lost between the
-        invalidations put aside until then and those dealt with directly afterwards.
-        """
-        channel, upkeep = link.channel, self._upkeep
-        verdict = Verdict.REFUSE
-
-        def settle(_: object, changes: Any) -> None:
-            upkeep.settle(verdict, link.server_tid, changes, link.early, link.offers('verify'))
-            link.early = []
-            channel.notices = {**self._notices, 'invalidateTransaction': upkeep.invalidated,
-                               'info': link.info.update}
-
-        def judge(_: object, info: dict[str, Any]) -> None:
-            nonlocal verdict
-            link.learn(info)
-            verdict = upkeep.judge(link.server_tid)
-            if verdict is not Verdict.CATCH_UP:
-                settle(None, None)
-
+        """Make cache and database as new as the server, and have them kept so."""
         try:
             if not self._move(State.VERIFYING):
                 raise ClientDisconnected('the storage is closed')
-            channel.set_timeout(REPLY_PATIENCE)
-            channel.call('get_info', (), judge)
-            if verdict is Verdict.CATCH_UP:
-                channel.call('getInvalidations', (upkeep.cache.last_tid,), settle)
-            pulsing = link.offers('pulse')
-            if pulsing:
-                channel.post('pulse')
-            channel.flush()
-            channel.set_timeout(None, pulsing)
+            verdict = link.verify(self._upkeep, self._notices)
             logger.info('Connected to %s, storage %s%s; cache: %s', display(link.address), self._storage,
                         ' (read-only)' if link.read_only else '', verdict.value)
             self._connected(link)
