@@ -120,6 +120,13 @@ def test_what_is_no_address_is_told_before_anything_is_opened(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('option', ['transaction_timeout', 'invalidation_age'])
+@pytest.mark.parametrize('wrong', [0, -1, '30', float('nan')])
+def test_what_is_no_number_of_seconds_is_told_at_once(option, wrong):
+    with pytest.raises(ValueError, match=f'^{option} is a number of seconds greater than 0, or None, not {wrong!r}'):
+        zeo.server(**{option: wrong})
+
+
 @pytest.mark.parametrize('wrong', [1, 'Data.fs', MappingStorage])
 def test_what_is_no_storage_is_told(wrong):
     with pytest.raises(TypeError, match='is no storage; a file is named by its path, as the first argument'):

@@ -61,8 +61,9 @@ def server(path: str | None = None, *, address: tuple[str, int] | str | os.PathL
     ``(host, port)``, with port 0 for a free one, or the path of a Unix domain socket.  The options are
     those of `zeo.StorageServer.StorageServer`.
 
-    Raises `ValueError` for what cannot be an address, and `OSError` if the address cannot be listened on or
-    the file cannot be opened; the text says what to do.
+    Raises `ValueError` for what cannot be an address, or a number of seconds; `TypeError` for what is no
+    storage; and `OSError` if the address cannot be listened on or the file cannot be opened.  The text says
+    what to do.
     """
     from zeo.server import addresses
     from zeo.server import storages
@@ -72,6 +73,10 @@ def server(path: str | None = None, *, address: tuple[str, int] | str | os.PathL
     if isinstance(address, os.PathLike):
         address = os.fspath(address)
     addresses.check(address)
+    for name in 'transaction_timeout', 'invalidation_age':
+        seconds = options.get(name)
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+            raise ValueError(f'{name} is a number of seconds greater than 0, or None, not {seconds!r}')
     if storage is not None and not storages.is_storage(storage):
         raise TypeError(f'{storage!r:.80} is no storage; a file is named by its path, as the first argument')
 
