@@ -1,6 +1,7 @@
 """zeo.client, zeo.DB, zeo.connection and zeo.server: a database over the network in one call."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -98,10 +99,12 @@ def test_a_path_and_a_storage_exclude_each_other():
 def test_a_file_that_cannot_be_opened_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file').write_text('no database')
+    os.mkfifo(tmp_path / 'pipe')
     for path, text in {
             'missing/Data.fs': f'^the folder {tmp_path}/missing does not exist; create it',
             'file/Data.fs': f'^{tmp_path}/file is not a folder; choose another',
             'file': f'^{tmp_path}/file is damaged, or is not a FileStorage',
+            'pipe': f'^{tmp_path}/pipe is not an ordinary file; choose another one',
             '': f'^{tmp_path} is a folder; give the name of a file'}.items():
         with pytest.raises(OSError, match=text):
             zeo.server(path)

@@ -130,7 +130,7 @@ def run(options: Options) -> None:
     os.environ.update(options.environment)
     file = data_file(options, os.environ)
     if file is not None:
-        storages.check_folder(file)
+        storages.check_place(file)
     with contextlib.ExitStack() as at_end:
         # These two are done before: keys, and files of Python, often cannot be read by others.
         tls = _tls(options)

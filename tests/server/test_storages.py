@@ -106,13 +106,13 @@ def test_other_errors_are_told_in_one_line(monkeypatch, error, says):
 
 
 def test_a_missing_folder_is_named(here):
-    assert refusal(storages.check_folder, str(here / 'no' / 'Data.fs')) == (
+    assert refusal(storages.check_place, str(here / 'no' / 'Data.fs')) == (
         f'the folder {here}/no does not exist; create it, or choose another file')
 
 
 def test_a_file_is_no_folder(here):
     (here / 'file').touch()
-    assert 'is not a folder' in refusal(storages.check_folder, str(here / 'file' / 'Data.fs'))
+    assert 'is not a folder' in refusal(storages.check_place, str(here / 'file' / 'Data.fs'))
 
 
 # Modules

@@ -39,13 +39,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_folder(path: str) -> None:
-    """Raise `CannotStart` if there is no folder for this (absolute) path."""
+def check_place(path: str) -> None:
+    """Raise `CannotStart` if there is no folder for this (absolute) path, or a device or a pipe there.
+
+    To open a pipe would wait for somebody who writes to it.
+    """
     folder = os.path.dirname(path)
     if not os.path.exists(folder):
         raise CannotStart(f'the folder {folder} does not exist; create it, or choose another file')
     if not os.path.isdir(folder):
         raise CannotStart(f'{folder} is not a folder; choose another file')
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise CannotStart(f'{path} is not an ordinary file; choose another one')
 
 
 def open_file(path: str, read_only: bool, blob_dir: str | None = None) -> Any:
@@ -226,7 +231,7 @@ def look_for(source: 'StorageName | StorageSection') -> str | None:
 def look_for_file(path: str, read_only: bool) -> str | None:
     """What keeps the FileStorage of this (absolute) path from being opened, or made."""
     try:
-        check_folder(path)
+        check_place(path)
         if os.path.exists(path) or read_only:
             with open(path, 'rb') as file:
                 if (begin := file.read(len(packed_version))) not in (b'', packed_version):
