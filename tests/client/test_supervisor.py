@@ -153,6 +153,14 @@ def test_callers_do_not_wait_longer_than_agreed_and_hear_why(
         waiting()
 
 
+def test_who_has_no_time_hears_whose_answer_is_missing(client: MakeClient, host: Host, second_host: Host) -> None:
+    one = client(host, second_host)
+    with pytest.raises(ClientDisconnected) as raised:
+        one.supervisor.wait(0.01)  # they accept, and say nothing
+    places = ', '.join(f'{name}:{port}' for name, port in (host.address, second_host.address))
+    assert str(raised.value) == f'not connected to a server: no answer yet from {places}'
+
+
 def test_callers_do_not_wait_for_a_storage_that_the_only_server_has_never_had(
         client: MakeClient, host: Host, calls: Calls) -> None:
     one = client(host, wait_timeout=1e6)

@@ -174,8 +174,11 @@ class Supervisor:
         failure = self._failure
         if isinstance(failure, ClientStorageError) and not isinstance(failure, ClientDisconnected):
             return copy.copy(failure)  # without the frames of others who got it
-        error = ClientDisconnected(
-            'not connected to a server' + ('' if failure is None else f': {_said(failure)}'))
+        if failure is None:  # one that accepts and says nothing is waited for longer than some have time
+            said = f'no answer yet from {", ".join(map(display, self.addresses))}'
+        else:
+            said = _said(failure)
+        error = ClientDisconnected(f'not connected to a server: {said}')
         error.__cause__ = failure
         return error
 
