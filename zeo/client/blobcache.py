@@ -130,7 +130,8 @@ class BlobCache:
         self._arrivals: Arrivals | None = None
 
     def _prepare(self) -> None:
-        os.makedirs(self.folder, 0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # what else it may be shows when it is used
+            os.makedirs(self.folder, 0o700)
         layout = layout_of(self.folder)
         if layout is None:
             if any(not name.startswith('.') and name != 'tmp' for name in os.listdir(self.folder)):
