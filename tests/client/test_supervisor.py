@@ -549,7 +549,24 @@ def test_each_reason_why_there_is_no_connection_is_logged_once(
     client('/nowhere').supervisor.start()
     until(lambda: len(tried) > 6, 'it has tried often')
     assert [each.getMessage().rsplit(' ', 1)[1] for each in caplog.records
-            if each.levelname == 'WARNING'] == ['one', 'two']
+            if each.levelname == 'WARNING'] == ['two', 'one']  # of the first ones nobody is warned
+
+
+def test_nobody_is_warned_of_a_server_that_is_just_starting(
+        client: MakeClient, host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    dial, rounds = module.dial, itertools.count(1)
+
+    def late(*args: Any) -> Iterator[Any]:
+        if next(rounds) <= module.EARLY:
+            raise ClientDisconnected('no server answers')
+        return dial(*args)
+
+    monkeypatch.setattr(module, 'dial', late)
+    one = client(host)
+    one.supervisor.start()
+    host.accept().welcome(tid(5))
+    one.supervisor.wait()
+    assert not caplog.records
 
 
 def test_an_error_of_our_own_is_logged_with_its_traceback(

@@ -59,6 +59,9 @@ JOIN = 5.0
 #: So many different reasons are logged why there is no connection, each once.
 MOST_REASONS = 20
 
+#: So many rounds in which no server was found are nothing to be warned of: it may just be starting.
+EARLY = 3
+
 
 class State(Enum):
     """What the background thread is about."""
@@ -384,7 +387,8 @@ class Supervisor:
             trace = failure.__traceback__
             self._failure = failure.with_traceback(None)  # nobody is to keep what its frames hold
             reason = _said(failure)
-            known = reason in self._told or len(self._told) >= MOST_REASONS
+            early = isinstance(failure, ClientDisconnected) and self._failures < EARLY
+            known = early or reason in self._told or len(self._told) >= MOST_REASONS
             if not known:
                 self._told.add(reason)
         ours = not isinstance(failure, (OSError, POSError))  # it should not have happened
