@@ -140,7 +140,7 @@ def test_of_many_that_come_together_none_is_set_aside_that_is_over_or_too_long(o
     cache = opened(None)
     cache.store_all([(A, (b'one', T1, T2))])
     assert not cache._aside and cache.loadBefore(A, FAR_FUTURE) is None and cache.loadBefore(A, T2) == (b'one', T1, T2)
-    cache.store_all([(B, (bytes(1000), T1, None)), (C, (b'three', T1, None))])
+    cache.store_all([(C, (b'three', T1, None)), (B, (bytes(1000), T1, None))])
     cache.flush()
     assert cache.load(A) is cache.load(B) is None and cache.load(C) == (b'three', T1)
 
