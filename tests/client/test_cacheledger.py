@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64
 
-from zeo.client.cachefile import AROUND, LARGEST, MANY, SIZE_BITS, Content, Log, claim, pack, unnamed
+from zeo.client.cachefile import AROUND, COLLECTED, LARGEST, MANY, SIZE_BITS, Content, Log, claim, pack, unnamed
 from zeo.client.cacheindex import OPEN, Kind
 from zeo.client.cacheledger import MOST_USED, Ledger
 
@@ -120,15 +120,21 @@ def test_to_learn_all_is_to_learn_each(before: list[tuple[int, int, int]], doubt
 def test_to_learn_very_many_is_to_learn_some_hundreds_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(Log(unnamed(), 1 << 22, STORAGE))
     ledger.start_over(0)
-    append_all, together = ledger.log.append_all, []
+    append_all, together, waiting = ledger.log.append_all, [], []
 
     def append(tag: bytes, contents: list[Content]) -> list[int]:
         together.append(len(contents))
         return append_all(tag, contents)
 
+    def revisions() -> Iterator[tuple[bytes, bytes]]:
+        for oid in range(1000):
+            waiting.append(oid - sum(together))
+            yield p64(oid), bytes(200)
+
     monkeypatch.setattr(ledger.log, 'append_all', append)
-    assert ledger.learn_all(10, [(p64(oid), bytes(200)) for oid in range(1, 1001)]) == 1000
-    assert max(together) <= MANY and len(together) < 20 and len(ledger.index) == 1000
+    assert ledger.learn_all(10, revisions()) == len(ledger.index) == 1000
+    assert max(together) <= MANY and len(together) < 20
+    assert max(waiting) * 200 <= COLLECTED
     ledger.log.abandon()
 
 
@@ -280,3 +286,12 @@ def test_a_ledger_that_forgot_all_writes_nothing_until_it_starts_over(opened: Ca
     ledger.start_over(20)
     ledger.log.flush()
     assert known(opened())[:2] == (20, [])
+
+
+def test_what_was_forgotten_is_not_remembered_to_be_nothing(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    ledger.learn(1, 10, OPEN, content(1, 10))
+    ledger.log.flush()
+    ledger.forget_all()
+    ledger.close(remember=True)
+    assert dict(opened().index.current.starts) == {1: 10}
