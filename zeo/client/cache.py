@@ -326,7 +326,7 @@ class Cache:
         """Keep a current revision of an unknown object for later; False: it has to be stored now."""
         with self._mutex:
             aside = self._aside
-            if (not self._ledger.sound or self._closed or self._changing or type(data) is not bytes
+            if (not self._ledger.sound or self._closed or self._changing
                     or len(data) > self._longest_aside or oid in aside
                     or not len(oid) == len(start) == 8
                     or (self._ledger.index.knows(as_number(oid))
