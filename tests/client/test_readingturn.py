@@ -27,6 +27,7 @@ from zeo.client import channel
 from zeo.client import outgoing
 from zeo.client import readingturn as module
 from zeo.client.outgoing import Outgoing
+from zeo.client.readingturn import Request
 from zeo.client.readingturn import Sleeper
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
@@ -522,6 +523,33 @@ def test_everybody_who_waits_hears_of_the_end(line: Line, calls: Calls, watching
     for result in results:
         with pytest.raises(ClientDisconnected):
             result()
+
+
+class Contended(dict[Any, Any]):
+    """What is last in it is taken by another thread just now."""
+
+    def popitem(self) -> Any:
+        self.clear()
+        return super().popitem()
+
+
+def test_who_ends_the_connection_answers_what_nobody_else_does(line: Line) -> None:
+    channel = line.channel
+    channel._loads, channel._requests = Contended({(oid(1), tid(9)): Request(None)}), Contended({1: Request(None)})
+    channel.end('over')
+    dispatched, entered = Request(None), Request(None)
+    channel._loads, channel._requests = {(oid(2), tid(9)): dispatched}, {}  # its answer is being read
+    channel.end('again')
+    assert not dispatched.done
+    assert channel._register(entered, 2) is entered and entered.done
+
+
+def test_a_leader_that_leaves_frees_the_turn_if_its_sleeper_has_just_left(line: Line) -> None:
+    channel = line.channel
+    channel._parked = Contended({Sleeper(): True})
+    assert channel._turn.acquire(False)
+    channel._leave()
+    assert not channel._turn.locked()
 
 
 def test_a_call_that_is_entered_just_when_the_connection_ends_is_answered(
