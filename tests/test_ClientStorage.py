@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +46,7 @@ from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
 from zeo.errors import OutcomeUnknown
 from zeo.wire.announcements import invalidation_notice
+from zeo.wire.framing import frame
 from zeo.wire.messages import reply
 from zeo.wire.replies import load_reply
 from zeo.wire.revisions import HEAD
@@ -579,6 +581,131 @@ def test_a_read_only_storage_writes_nothing(storage: MakeStorage) -> None:
                   lambda: one.store(oid(1), z64, b'', '', txn)):
         with pytest.raises(ReadOnlyError):
             write()
+
+
+def test_a_read_only_storage_needs_no_server_to_refuse(tmp_path: Path) -> None:
+    with closing(ClientStorage(str(tmp_path / 'nobody'), wait=False, read_only=True, wait_timeout=0.05)) as storage:
+        with pytest.raises(ReadOnlyError):
+            storage.tpc_begin(TransactionMetaData())
+
+
+@pytest.mark.parametrize('chosen, extension, error', [
+    (b'short', {}, ValueError), (None, {'a': lambda: 0}, Exception)])
+def test_a_transaction_that_cannot_begin_costs_nothing_else(
+        storage: MakeStorage, calls: Calls, chosen: bytes | None, extension: Any, error: type[Exception]) -> None:
+    one, peer = storage()
+    with pytest.raises(error):
+        one.tpc_begin(TransactionMetaData(extension=extension), chosen)
+    assert one.tpc_transaction() is None
+    voted(one, peer, calls)
+
+
+def test_who_is_interrupted_before_the_server_knows_keeps_the_connection(
+        storage: MakeStorage, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    one, peer = storage()
+    with monkeypatch.context() as patch:
+        patch.setattr('zeo.client.commit.Commit.begin', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one.tpc_begin(TransactionMetaData())
+    voted(one, peer, calls)
+
+
+def test_who_is_interrupted_in_an_abort_has_given_up_the_transaction(
+        storage: MakeStorage, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    one, peer = storage()
+    txn = voted(one, peer, calls, oid(1))
+    commit = one._commit
+    assert commit is not None
+    with monkeypatch.context() as patch:
+        patch.setattr('zeo.client.channel.Channel.call', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one.tpc_abort(txn)
+    assert one.tpc_transaction() is None and not one._commit_lock.locked()
+    with pytest.raises(ValueError, match='closed'):
+        commit.updates.store(oid(1), b'late')
+
+
+def test_an_abort_whose_answer_is_refused_is_an_abort(storage: MakeStorage, calls: Calls) -> None:
+    one, peer = storage()
+    txn = voted(one, peer, calls, oid(1))
+    aborting = calls.start(one.tpc_abort, txn)
+    message = peer.read('tpc_abort')
+    good, = reply(message.id, 5)
+    peer.send(frame(good[4:].replace(b'K\x05', b'cdatetime\ndatetime\n')))
+    aborting()
+    assert one.tpc_transaction() is None
+
+
+def test_an_abort_after_the_end_of_the_connection_is_an_abort(storage: MakeStorage, calls: Calls) -> None:
+    one, peer = storage()
+    txn = voted(one, peer, calls, oid(1))
+    channel = one._supervisor.wait().channel
+    peer.close()
+    until(lambda: channel.ended is not None, 'the connection is lost')
+    one._dropped_iterators.add(lambda: channel, 1)
+    one.tpc_abort(txn)
+    assert one.tpc_transaction() is None and not one._commit_lock.locked()
+
+
+def test_a_conflict_about_no_object_is_a_conflict(storage: MakeStorage, calls: Calls) -> None:
+    one, peer = storage()
+    txn = begun(one, peer, oid(1))
+    voting = calls.start(one.tpc_vote, txn)
+    peer.read('tpc_begin')
+    peer.read('storea')
+    peer.refuse(peer.read('vote'), ConflictError('of some kind'))
+    with pytest.raises(ConflictError):
+        voting()
+
+
+def test_two_clients_call_their_transactions_otherwise(tmp_path: Path) -> None:
+    numbers = set()
+    for _ in range(2):
+        with closing(ClientStorage(str(tmp_path / 'nobody'), wait=False)) as storage:
+            numbers.add(next(storage._transaction_ids))
+    assert len(numbers) == 2
+
+
+def test_who_cannot_be_opened_leaves_the_cache_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **options: object) -> None:
+        raise MemoryError
+
+    path = str(tmp_path / 'cache.zec')
+    with monkeypatch.context() as patch:
+        patch.setattr('zeo.ClientStorage.Supervisor', failing)
+        with pytest.raises(MemoryError) as caught:
+            ClientStorage(str(tmp_path / 'nobody'), wait=False, cache=path)
+    open_cache(path, MB, '1', strict=True).close()
+    del caught
+
+
+def test_what_came_from_another_server_is_not_served(
+        storage: MakeStorage, calls: Calls, tmp_path: Path) -> None:
+    path = str(tmp_path / 'cache.zec')
+    one, peer = storage(cache=path)
+    loading = calls.start(one.loadBefore, oid(1), tid(6))
+    message = peer.read('loadBefore')
+    peer.send(load_reply(message.id, b'record', tid(1), None))
+    loading()
+    one.close()
+    with closing(ClientStorage(str(tmp_path / 'nobody'), wait=False, cache=path)) as other:
+        assert other.lastTransaction() == z64 and len(other._cache) == 0
+
+
+def test_no_transaction_begins_if_the_connection_it_waited_for_is_read_only(
+        storage: MakeStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = storage()
+    with monkeypatch.context() as patch:
+        patch.setattr(one, '_supervisor', SimpleNamespace(wait=lambda: SimpleNamespace(read_only=True)))
+        for _ in range(2):  # the commit lock is free again
+            with pytest.raises(ReadOnlyError):
+                one.tpc_begin(TransactionMetaData())
 
 
 def test_object_ids_are_fetched_by_the_hundred_and_go_with_their_connection(

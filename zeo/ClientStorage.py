@@ -560,7 +560,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if commit is None or commit.transaction is not transaction:
             return
         try:
-            if commit.begun and commit.channel.ended is None:
+            if commit.begun:
                 commit.channel.call('tpc_abort', (commit.id,))
         except (ClientDisconnected, ProtocolError):
             pass  # then the server aborts by itself
@@ -578,8 +578,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             for _, path in commit.blobs:
                 self._blobs.discard(path)  # unless it is kept
         try:
-            if commit.channel.ended is None:
-                self._dropped_iterators.report(commit.channel)
+            self._dropped_iterators.report(commit.channel)
         except ClientDisconnected:
             pass
         finally:

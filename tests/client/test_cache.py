@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from ZODB.utils import p64, u64, z64
 
+from tests.client.conftest import Calls
 from tests.client.truth import FAR_FUTURE, SMALL, Truth, copied, knowledge, renew, teach
 from zeo.client import cache as cache_module
 from zeo.client import cachefile
 from zeo.client.cache import ASIDE, ASIDE_SIZE, HOT_EXTRA, OWN_ASIDE, OWN_ASIDE_SIZE
 from zeo.client.cache import Cache, CacheUnavailable, cache_path, open_cache
 from zeo.client.cachefile import Log
-from zeo.client.cacheledger import MOVES
+from zeo.client.cacheledger import MOST_USED, MOVES
 
 A, B, C = p64(1), p64(2), p64(3)
 T1, T2, T3, T4 = p64(10), p64(20), p64(30), p64(40)
@@ -133,6 +134,25 @@ def test_many_that_come_together_are_set_aside_in_one_step_and_no_more_than_may_
     cache.close()
     cache.store_all([(A, (b'one', T1, None))])
     assert not cache._aside and not len(cache)
+
+
+def test_of_many_that_come_together_none_is_set_aside_that_is_over_or_too_long(opened: Callable[..., Cache]) -> None:
+    cache = opened(None)
+    cache.store_all([(A, (b'one', T1, T2))])
+    assert not cache._aside and cache.loadBefore(A, FAR_FUTURE) is None and cache.loadBefore(A, T2) == (b'one', T1, T2)
+    cache.store_all([(C, (b'three', T1, None)), (B, (bytes(1000), T1, None))])
+    cache.flush()
+    assert cache.load(A) is cache.load(B) is None and cache.load(C) == (b'three', T1)
+
+
+def test_however_many_come_together_no_more_is_set_aside_than_may_be(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, 20 * MB)
+    cache.store_all([(p64(oid), (b'', T1, None)) for oid in range(2 * ASIDE)])
+    assert len(cache._aside) <= ASIDE
+    for first in range(1000, 1100, 10):
+        cache.store_all([(p64(oid), (bytes(10000), T1, None)) for oid in range(first, first + 10)])
+        assert cache._aside_size <= ASIDE_SIZE
+    assert held(cache, range(2 * ASIDE)) == 2 * ASIDE and held(cache, range(1000, 1100)) == 100
 
 
 def test_many_that_come_together_replace_nothing_newer(opened: Callable[..., Cache]) -> None:
@@ -392,6 +412,26 @@ def test_a_kill_takes_the_last_tid_back_only_by_so_many_transactions(
     found.close()
 
 
+def test_what_others_change_is_looked_for_when_nobody_stores_it_any_more(opened: Callable[..., Cache]) -> None:
+    cache = opened(None, MB)
+    mutex = cache._mutex
+
+    class Contended:
+        """Another thread was a little faster."""
+
+        def __enter__(self) -> None:
+            cache._mutex = mutex
+            cache.store(A, T1, None, b'one')
+            mutex.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            mutex.release()
+
+    cache._mutex = Contended()      # type: ignore[assignment]
+    cache.invalidate(T2, [A])
+    assert cache.load(A) is None and cache.loadBefore(A, T2) == (b'one', T1, T2)
+
+
 def test_a_suspect_that_others_change_is_forgotten(opened: Callable[..., Cache]) -> None:
     cache = opened(None, MB)
     cache.store(A, T1, None, b'one')
@@ -547,6 +587,20 @@ def test_clearing_forgets_everything(cache: Cache, tmp_path: Path) -> None:
     reopened.close()
 
 
+def test_clearing_has_forgotten_everything_when_the_last_tid_moves(cache: Cache, monkeypatch: Any) -> None:
+    cache.store(A, T1, None, b'one')
+    known = []
+    start_over = cache._ledger.start_over
+
+    def starting_over(last_tid: int) -> None:
+        known.append((last_tid, len(cache._ledger.index)))
+        start_over(last_tid)
+
+    monkeypatch.setattr(cache._ledger, 'start_over', starting_over)
+    cache.clear(T3)
+    assert known == [(u64(T3), 0)]
+
+
 # Suspects
 
 def test_suspects_are_served_once_they_are_confirmed(cache: Cache) -> None:
@@ -583,6 +637,24 @@ def test_a_suspect_that_is_invalidated_cannot_be_confirmed(cache: Cache) -> None
     cache.invalidate(T3, [A])
     cache.confirm(T2, [A])
     assert knowledge(cache) == (z64, [], [])
+
+
+def test_dropping_suspects_leaves_alone_what_is_confirmed(cache: Cache) -> None:
+    for oid in A, B:
+        cache.store(oid, T1, None, b'one')
+    cache.suspect_all()
+    cache.confirm(T2, [A])
+    cache.drop_suspects([A, B])
+    assert cache.load(A) == (b'one', T1)
+    assert list(cache.suspects()) == []
+
+
+def test_what_is_set_aside_is_forgotten_if_it_begins_after_the_last_tid(cache: Cache) -> None:
+    cache.set_last_tid(T2)
+    cache.store(A, T2, None, b'two')
+    cache.store(B, T3, None, b'three')
+    cache.forget_later()
+    assert cache.load(A) == (b'two', T2) and cache.load(B) is None
 
 
 def test_suspects_are_still_suspect_after_a_restart(opened: Callable[..., Cache], path: str) -> None:
@@ -818,6 +890,37 @@ def test_a_file_of_another_server_is_not_believed(opened: Callable[..., Cache], 
     assert knowledge(cache) == (z64, [], [])
 
 
+def test_a_cache_that_came_from_another_server_knows_no_tid_and_no_server(
+        opened: Callable[..., Cache], path: str, caplog: Any, tmp_path: Path) -> None:
+    cache = opened(path)
+    cache.set_server('first')
+    cache.store(A, T1, None, b'one')
+    cache.set_last_tid(T2)
+    cache.flush()
+    found = copied(cache, tmp_path / 'copy.zec')    # the server's name is in the file of one that was killed
+    found.allow_servers(['second'])
+    assert knowledge(found) == (z64, [], [])
+    assert len([message for message in caplog.messages if 'another server' in message]) == 1
+    found.allow_servers(['third'])
+    found.close()
+    assert len([message for message in caplog.messages if 'another server' in message]) == 1
+
+
+def test_a_cache_that_forgot_all_leaves_the_file_to_the_server_it_has_from(
+        cache: Cache, monkeypatch: Any, path: str) -> None:
+    cache.set_server('first')
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    cache.store(B, T1, None, b'two')
+    switch = refusing(monkeypatch)
+    switch(True)
+    cache.flush()
+    switch(False)
+    before = Path(path).read_bytes()
+    cache.set_server('second')
+    assert Path(path).read_bytes() == before
+
+
 # Whose file it is
 
 def test_a_second_client_gets_a_temporary_cache_and_a_warning(
@@ -869,6 +972,27 @@ def test_a_forked_child_leaves_file_and_lock_to_its_parent(
     reopened = copied(cache, tmp_path / 'copy.zec')
     assert knowledge(reopened) == knowledge(cache)
     reopened.close()
+
+
+def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not(
+        cache: Cache, monkeypatch: Any, calls: Calls) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def flush() -> None:
+        begun.set()
+        over.wait()
+
+    monkeypatch.setattr(cache._ledger, 'flush', flush)
+    changing = calls.start(cache.flush)
+    begun.wait()
+    try:
+        cache.abandon()
+        calls.start(cache.store, B, T1, None, b'from the child')()
+        assert cache.load(B) is None
+    finally:
+        over.set()
+        with pytest.raises(ValueError, match='closed file'):    # it is not there in a child
+            changing()
 
 
 def test_somebody_elses_file_is_not_touched(opened: Callable[..., Cache], tmp_path: Path, caplog: Any) -> None:
@@ -998,6 +1122,33 @@ def test_a_partial_write_is_a_full_disk(cache: Cache, monkeypatch: Any, tmp_path
     reopened.close()
 
 
+def test_nothing_is_learned_while_the_disk_refuses(cache: Cache, monkeypatch: Any) -> None:
+    switch = refusing(monkeypatch)
+    cache.store(A, T1, None, b'one')
+    switch(True)
+    cache.flush()
+    switch(False)
+    renew(cache, T2, [A], {A: b'two'})
+    cache.store_all([(B, (b'two', T1, None))])
+    cache.store(C, T1, None, b'three')
+    assert len(cache) == 0 and not cache._aside and not cache._ledger.index
+
+
+def test_a_full_disk_at_the_end_is_told_unless_the_cache_is_temporary(
+        opened: Callable[..., Cache], cache: Cache, monkeypatch: Any, caplog: Any) -> None:
+    temporary = opened(None)
+    for each in cache, temporary:
+        each.store(A, T1, None, b'one')
+        each.flush()
+        each.set_last_tid(T2)
+    refusing(monkeypatch)(True)
+    temporary.close()
+    assert not caplog.messages
+    cache.close()
+    [message] = caplog.messages
+    assert 'what it learned last is lost' in message
+
+
 def test_a_full_disk_at_the_start_does_not_stop_the_client(
         opened: Callable[..., Cache], path: str, monkeypatch: Any, caplog: Any) -> None:
     refusing(monkeypatch)(True)
@@ -1072,6 +1223,42 @@ def test_a_signal_handler_may_close_the_cache_it_interrupts(cache: Cache, monkey
     cache.flush()       # or it would only be set aside
     assert cache.load(A) is None
     assert cache._log._file.closed
+
+
+@pytest.mark.parametrize('change', [
+    lambda cache: cache.store(B, T1, None, b'two'),
+    lambda cache: cache.store_all([(B, (b'two', T1, None))]),
+    lambda cache: cache.invalidate(T2, [C]),
+    lambda cache: cache.set_last_tid(T2),
+    lambda cache: cache.renew(T2, {B: b'two'}, dict)])
+def test_a_signal_handler_cannot_change_the_cache_it_interrupts(
+        cache: Cache, monkeypatch: Any, change: Callable[[Cache], object]) -> None:
+    append = cache._log.append_all
+
+    def changing(*args: Any) -> Any:
+        with pytest.raises(RuntimeError):
+            change(cache)
+        return append(*args)
+
+    monkeypatch.setattr(cache._log, 'append_all', changing)
+    cache.store(A, T1, None, b'one')
+    cache.flush()
+    assert knowledge(cache) == (z64, [(A, T1, None)], [])
+
+
+def test_a_cache_whose_end_was_interrupted_ignores_what_it_is_told(cache: Cache, monkeypatch: Any) -> None:
+    def interrupted(pause: int) -> None:
+        raise KeyboardInterrupt
+
+    cache.store(A, T1, None, b'one')
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, '_forget_all', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.close()
+    cache.store(B, T1, None, b'two')
+    cache.store_all([(C, (b'three', T1, None))])
+    cache.set_last_tid(T2)
+    assert not cache._aside and cache.last_tid == z64
 
 
 def test_what_an_earlier_round_left_in_its_place_is_not_taken_for_a_revision(
@@ -1341,6 +1528,28 @@ def test_what_was_hit_while_it_was_set_aside_counts_as_used(opened: Callable[...
     assert cache._aside
     cache.flush()
     assert [cache._ledger.use(cache._ledger.index.current.places[u64(oid)]) for oid in (A, B)] == [True, False]
+
+
+def test_a_hit_of_what_is_set_aside_is_counted_once_though_others_go_on(
+        opened: Callable[..., Cache], monkeypatch: Any) -> None:
+    cache = opened(None, MB)
+    cache.store(A, T1, None, bytes(200))
+    cache.load(A)
+    cache._aside_hits[B] = 1        # by a thread that was late: it has gone
+    counted = []
+
+    def use(place: int) -> bool:
+        counted.append(place)
+        cache._aside_hits[C] = 1    # by another one, just now
+        return False
+
+    monkeypatch.setattr(cache._ledger, 'use', use)
+    cache.flush()
+    cache.store(C, T1, None, bytes(200))
+    cache._aside_hits[C] = 10 ** 12
+    cache.flush()
+    places = cache._ledger.index.current.places
+    assert counted == [places[u64(A)], *[places[u64(C)]] * MOST_USED]
 
 
 def test_memory_holds_no_more_than_its_share(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64
 
-from zeo.client.cachefile import AROUND, LARGEST, SIZE_BITS, Content, Log, claim, pack, unnamed
+from zeo.client.cachefile import AROUND, COLLECTED, LARGEST, MANY, SIZE_BITS, Content, Log, claim, pack, unnamed
 from zeo.client.cacheindex import OPEN, Kind
 from zeo.client.cacheledger import MOST_USED, Ledger
 
@@ -117,8 +117,69 @@ def test_to_learn_all_is_to_learn_each(before: list[tuple[int, int, int]], doubt
         ledger.log.abandon()
 
 
+def test_to_learn_very_many_is_to_learn_some_hundreds_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(Log(unnamed(), 1 << 22, STORAGE))
+    ledger.start_over(0)
+    append_all, together, waiting = ledger.log.append_all, [], []
+
+    def append(tag: bytes, contents: list[Content]) -> list[int]:
+        together.append(len(contents))
+        return append_all(tag, contents)
+
+    def revisions() -> Iterator[tuple[bytes, bytes]]:
+        for oid in range(1000):
+            waiting.append(oid - sum(together))
+            yield p64(oid), bytes(200)
+
+    monkeypatch.setattr(ledger.log, 'append_all', append)
+    assert ledger.learn_all(10, revisions()) == len(ledger.index) == 1000
+    assert max(together) <= MANY and len(together) < 20
+    assert max(waiting) * 200 <= COLLECTED
+    ledger.log.abandon()
+
+
+def test_what_is_too_long_is_not_learned_with_others(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    assert ledger.learn_all(10, [(p64(1), bytes(ledger.log.room)), (p64(2), bytes(ledger.log.room + 1))]) == 1
+    assert dict(ledger.index.current.starts) == {1: 10}
+
+
+def test_what_is_new_was_not_used(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    ledger._used = bytearray([MOST_USED]) * len(ledger._used)
+    ledger.learn_news([p64(1) + p64(10), p64(2) + p64(10)], [bytes(100)] * 2)
+    ledger.learn(3, 10, 20, content(3, 10, 200))
+    places = [*ledger.index.current.places.values(), ledger.index.find(3, 10)[2]]   # type: ignore[index]
+    assert [ledger.use(place) for place in places] == [False] * 3
+
+
+def test_the_log_says_no_later_tid_than_it_can_prove(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    ledger.move(10)
+    ledger.behind = ledger.last_tid
+    ledger.move(20)
+    assert opened().last_tid == 10
+
+
+def test_who_starts_over_is_like_new(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    new = {**vars(ledger)}
+    ledger.advance(10)
+    ledger.behind = 5
+    for oid in range(1, 100):
+        ledger.learn(oid, 10, OPEN, content(oid, 10))
+        ledger.use(ledger.index.current.places[oid])
+    assert ledger._moves and ledger._savings and ledger._taken
+    ledger.start_over(0)
+    assert {name: vars(ledger)[name] for name in ('last_tid', 'behind', 'sound', '_moves', '_savings', '_taken')}.items() <= new.items()
+    assert not len(ledger.index)
+
+
 def test_what_is_known_already_is_not_written(opened: Callable[[], Ledger]) -> None:
     ledger = opened()
+    position = ledger.log._position
+    ledger.suspect_all()
+    assert ledger.log._position == position
     ledger.learn(1, 10, OPEN, content(1, 10))
     ledger.learn(2, 10, 20, content(2, 10))
     position = ledger.log._position
@@ -214,11 +275,23 @@ def test_hits_are_counted_up_to_a_limit(opened: Callable[[], Ledger]) -> None:
 def test_a_ledger_that_forgot_all_writes_nothing_until_it_starts_over(opened: Callable[[], Ledger]) -> None:
     ledger = opened()
     ledger.learn(1, 10, OPEN, content(1, 10))
-    position = ledger.log._position
+    position, written = ledger.log._position, ledger.log._written
     ledger.forget_all()
     ledger.move(20)
     ledger.suspect_all()
-    assert ledger.log._position == position and ledger.last_tid == 20 and not len(ledger.index)
+    ledger.forget(1, 10)
+    ledger.flush()
+    assert (ledger.log._position, ledger.log._written) == (position, written)
+    assert ledger.last_tid == 20 and not len(ledger.index)
     ledger.start_over(20)
     ledger.log.flush()
     assert known(opened())[:2] == (20, [])
+
+
+def test_what_was_forgotten_is_not_remembered_to_be_nothing(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    ledger.learn(1, 10, OPEN, content(1, 10))
+    ledger.log.flush()
+    ledger.forget_all()
+    ledger.close(remember=True)
+    assert dict(opened().index.current.starts) == {1: 10}

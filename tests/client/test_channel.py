@@ -247,6 +247,25 @@ def test_a_load_that_begins_after_an_invalidation_joins_no_answer_from_before_it
     assert standing == [{}]
 
 
+def test_what_is_in_flight_is_not_asked_for_again_singly(line: Line, calls: Calls) -> None:
+    line.channel.prefetch([oid(1)], tid(9))
+    line.channel.prefetch([oid(1), oid(2)], tid(9))
+    result = calls.start(line.channel.load, oid(2), tid(9))
+    assert [line.peer.read('loadBefore').args[0], (message := line.peer.read('loadBefore')).args[0]] == [oid(1), oid(2)]
+    assert len(line.channel._requests) == 2  # or they would stay for ever
+    line.peer.send(load_reply(message.id, b'two', tid(7), None))
+    assert result() == (b'two', tid(7), None)
+    calls.start(line.channel.post, 'over')()
+    line.channel.flush()
+    line.peer.read('over')
+
+
+def test_nothing_can_be_posted_after_the_end(line: Line) -> None:
+    line.channel.end('over')
+    with pytest.raises(ClientDisconnected, match='over'):
+        line.channel.post('tpc_begin')
+
+
 def test_a_load_joins_the_prefetch_of_the_same_revision(line: Line, calls: Calls) -> None:
     line.channel.prefetch([oid(1), oid(2), oid(1)], tid(9))
     messages = [line.peer.read('loadBefore'), line.peer.read('loadBefore')]

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ZODB.Connection import TransactionMetaData
@@ -178,6 +180,37 @@ def test_a_chosen_tid_and_a_status_go_with_the_beginning(pair: Pair, chosen: byt
     assert unpack(*pair.peer.read('stores').args[:2]) == small(1)
     pair.peer.answer(pair.peer.read('vote'), ([], tid(8)))
     voting()
+
+
+@pytest.mark.parametrize('name', ['user', 'description'])
+def test_what_is_no_bytes_goes_with_the_beginning(pair: Pair, name: str) -> None:
+    txn = TransactionMetaData('user', 'description')
+    setattr(txn, name, 'text')
+    pair.storage.tpc_begin(txn)
+    pair.store(txn, *small(1))
+    voting = pair.calls.start(pair.storage.tpc_vote, txn)
+    assert 'text' in pair.peer.read('tpc_begin').args[1:3]
+    assert unpack(*pair.peer.read('stores').args[:2]) == small(1)
+    pair.peer.answer(pair.peer.read('vote'), ([], tid(6)))
+    voting()
+
+
+def test_an_empty_record_travels_alone(pair: Pair) -> None:
+    txn = pair.begun(*small(1), (oid(2), tid(1), b''))
+    voting = pair.calls.start(pair.storage.tpc_vote, txn)
+    pair.peer.read('tpc_begin')
+    assert unpack(*pair.peer.read('stores').args[:2]) == small(1)
+    assert pair.peer.read('storea').args[:3] == (oid(2), tid(1), b'')
+    pair.peer.answer(pair.peer.read('vote'), ([], tid(6)))
+    voting()
+
+
+@pytest.mark.parametrize('copies, offered, large', [
+    (True, ('pieces',), True), (True, ('stores',), False), (False, ('pieces',), False)])
+def test_large_pieces_are_for_servers_that_take_them_and_connections_that_copy_files(
+        copies: bool, offered: tuple[str, ...], large: bool) -> None:
+    line: Any = SimpleNamespace(copies_files=copies)
+    assert Commit(TransactionMetaData(), line, offered, 1, Updates(100)).large_pieces is large
 
 
 @pytest.mark.parametrize('name, does', [

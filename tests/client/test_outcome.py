@@ -1,5 +1,6 @@
 """What became of a transaction whose finish was not answered: who is asked, how often, and what is made of it."""
 
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +23,10 @@ class Supervisor:
         self.offered = offered
         self.state = state
         self.asked: list[Any] = []
+        self.patience: list[float] = []
 
     def wait(self, timeout: float) -> Any:
-        assert timeout >= 0
+        self.patience.append(timeout)
         return SimpleNamespace(offers=lambda name: self.offered and name == 'settle', channel=self)
 
     def call(self, name: str, args: Any) -> Any:
@@ -77,3 +79,15 @@ def test_a_server_that_fails_to_say_is_not_asked_again(caplog: pytest.LogCapture
         found_out(supervisor)
     assert len(supervisor.asked) == 1
     assert 'cannot say what became of a transaction' in caplog.text
+
+
+def test_all_attempts_together_take_the_time_that_one_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = count(0, 20)
+    monkeypatch.setattr('zeo.client.outcome.time', SimpleNamespace(monotonic=lambda: next(now)))
+    supervisor = Supervisor(ClientDisconnected('again'), ClientDisconnected('and again'))
+    with pytest.raises(OutcomeUnknown):
+        found_out(supervisor, timeout=70)
+    assert supervisor.patience == [50, 10]
+    now, supervisor = count(0, 20), Supervisor(True)
+    assert found_out(supervisor, timeout=10) == TOLD
+    assert supervisor.patience == [0]

@@ -27,6 +27,10 @@ from zeo.client import channel
 from zeo.client import outgoing
 from zeo.client import readingturn as module
 from zeo.client.outgoing import Outgoing
+from zeo.client.readingturn import LONGEST_TICK
+from zeo.client.readingturn import SHORTEST_TICK
+from zeo.client.readingturn import Prefetched
+from zeo.client.readingturn import Request
 from zeo.client.readingturn import Sleeper
 from zeo.errors import ClientDisconnected
 from zeo.errors import ClientStorageError
@@ -461,6 +465,28 @@ def test_the_watcher_reads_when_nobody_calls(watched: Line) -> None:
     until(lambda: watched.heard == [('invalidate', tid(2), [oid(1)])], 'it was heard')
 
 
+def test_the_watcher_looks_less_and_less_often_but_often_enough(line: Line) -> None:
+    channel, ticks = line.channel, []
+
+    class Bell:
+        """Nobody rings it."""
+
+        def acquire(self, timeout: float) -> bool:
+            ticks.append(timeout)
+            if len(ticks) == 10:
+                channel._turn.release()
+                channel.ended = 'over'
+            return False
+
+        def release(self) -> None:
+            pass
+
+    assert channel._turn.acquire(False)  # others read all the time
+    channel._bell = Bell()  # type: ignore[assignment]
+    channel.watch()
+    assert ticks[:2] == [2 * SHORTEST_TICK, 4 * SHORTEST_TICK] and max(ticks) == ticks[-1] == LONGEST_TICK
+
+
 def test_two_full_socket_buffers_are_no_deadlock(watched: Line, calls: Calls) -> None:
     """The server does not read before it has said a lot; the client sends a lot meanwhile."""
     for sock in watched.sock, watched.peer.sock:
@@ -522,6 +548,34 @@ def test_everybody_who_waits_hears_of_the_end(line: Line, calls: Calls, watching
     for result in results:
         with pytest.raises(ClientDisconnected):
             result()
+
+
+class Contended(dict[Any, Any]):
+    """What is last in it is taken by another thread just now."""
+
+    def popitem(self) -> Any:
+        self.clear()
+        return super().popitem()
+
+
+def test_who_ends_the_connection_answers_what_nobody_else_does(line: Line) -> None:
+    channel = line.channel
+    channel._loads, channel._requests = Contended({(oid(1), tid(9)): Request(None)}), Contended({1: Request(None)})
+    channel.end('over')
+    dispatched, entered, asked = Request(None), Request(None), Prefetched(None)
+    channel._loads = {(oid(2), tid(9)): dispatched, (oid(3), tid(9)): asked}  # the answer of the first is being read
+    channel._requests = {}
+    channel.end('again')
+    assert asked.done and not dispatched.done
+    assert channel._register(entered, 2) is entered and entered.done
+
+
+def test_a_leader_that_leaves_frees_the_turn_if_its_sleeper_has_just_left(line: Line) -> None:
+    channel = line.channel
+    channel._parked = Contended({Sleeper(): True})
+    assert channel._turn.acquire(False)
+    channel._leave()
+    assert not channel._turn.locked()
 
 
 def test_a_call_that_is_entered_just_when_the_connection_ends_is_answered(

@@ -61,6 +61,19 @@ def test_an_invalidation_reaches_the_cache_then_the_database_then_the_last_tid(u
     assert upkeep.cache.loadBefore(oid(1), tid(6)) == (b'one', tid(1), tid(6))
 
 
+def test_what_does_not_exist_is_not_cached(upkeep: Upkeep) -> None:
+    upkeep.loaded((oid(2), tid(99)), None)
+    assert list(upkeep.cache.contents()) == [(oid(1), tid(1), None)]
+
+
+def test_without_a_database_the_cache_is_kept_up(upkeep: Upkeep) -> None:
+    upkeep.database = None
+    upkeep.invalidated(tid(6), [oid(1)])
+    assert upkeep.cache.load(oid(1)) is None
+    upkeep.settle(Verdict.DROP, tid(7), None, [])
+    assert upkeep.cache.last_tid == tid(7)
+
+
 def test_an_invalidation_at_the_start_of_a_revision_does_not_end_it(upkeep: Upkeep) -> None:
     """Some servers let a reply run ahead of the announcement of its own transaction."""
     upkeep.loaded((oid(2), tid(99)), (b'two', tid(6), None))
@@ -84,7 +97,7 @@ def test_a_callback_that_fails_leaves_the_last_tid_where_it_was(upkeep: Upkeep) 
     assert upkeep.cache.last_tid == tid(5)
 
 
-@pytest.mark.parametrize('answer', [None, b'', 'text', tid(5), tid(4)])
+@pytest.mark.parametrize('answer', [None, b'', 'text', tid(5), tid(4), tid(6) + b'.'])
 def test_a_commit_with_an_impossible_tid_is_an_error(upkeep: Upkeep, answer: Any) -> None:
     with pytest.raises(ProtocolError):
         upkeep.finished(answer, Updates(1000), None)
@@ -147,14 +160,29 @@ def test_what_begins_or_ends_after_the_last_tid_is_not_believed(upkeep: Upkeep, 
     upkeep.settle(verdict, tid(5), changes, [])
     assert sorted(upkeep.cache.contents()) == [
         (oid(1), tid(1), None), (oid(3), tid(2), None), (oid(4), tid(3), tid(5))]
+    assert database(upkeep).told == []
 
 
-def test_without_an_answer_everything_is_dropped_before_the_last_tid_moves(upkeep: Upkeep) -> None:
+def test_without_an_answer_everything_is_dropped_before_the_last_tid_moves(
+        upkeep: Upkeep, caplog: pytest.LogCaptureFixture) -> None:
     upkeep.settle(Verdict.CATCH_UP, tid(7), None, [])
     assert len(upkeep.cache) == 0
     assert database(upkeep).told == [('all',)]
     assert database(upkeep).at_that_time == [(tid(5), None)]
     assert upkeep.cache.last_tid == tid(7)
+    assert 'Dropping what is cached (1 records)' in caplog.text
+
+
+def test_without_an_answer_all_is_kept_in_doubt_as_long_as_one_can_inquire(upkeep: Upkeep) -> None:
+    upkeep.settle(Verdict.CATCH_UP, tid(7), None, [], can_inquire=True)
+    assert upkeep.cache.load(oid(1)) is None
+    assert database(upkeep).told == [('all',)]
+    assert database(upkeep).at_that_time == [(tid(5), None)]
+    upkeep.settle(Verdict.KEEP, tid(7), None, [], can_inquire=True)
+    assert list(upkeep.cache.suspects()) == [(oid(1), tid(1))]
+    upkeep.settle(Verdict.KEEP, tid(7), None, [])
+    assert list(upkeep.cache.suspects()) == []
+    assert database(upkeep).told == [('all',)]
 
 
 def test_what_was_put_aside_beyond_the_verified_tid_is_replayed_in_order(upkeep: Upkeep) -> None:
@@ -168,8 +196,10 @@ def test_what_was_put_aside_beyond_the_verified_tid_is_replayed_in_order(upkeep:
 def test_what_verification_has_covered_may_still_be_announced(upkeep: Upkeep) -> None:
     """Some servers answer ``getInvalidations`` ahead of announcements that the answer covers."""
     upkeep.settle(Verdict.CATCH_UP, tid(7), (tid(8), [oid(1)]), [])
+    upkeep.loaded((oid(2), tid(99)), (b'two', tid(2), None))
     upkeep.invalidated(tid(7), [oid(1)])
-    upkeep.invalidated(tid(8), [oid(1)])
+    upkeep.invalidated(tid(8), [oid(1), oid(2)])
+    assert upkeep.cache.load(oid(2)) is None
     assert upkeep.cache.last_tid == tid(8)
     assert database(upkeep).told == [(tid(8), [oid(1)])]
     upkeep.invalidated(tid(9), [oid(1)])
@@ -196,4 +226,5 @@ def test_starting_over_forgets_a_cache_newer_than_the_server(upkeep: Upkeep) -> 
 def test_the_first_connection_of_an_empty_cache_sets_the_last_tid(upkeep: Upkeep) -> None:
     upkeep.cache.clear(z64)
     upkeep.settle(upkeep.judge(tid(4)), tid(4), None, [(tid(6), [oid(1)])])
+    assert database(upkeep).told == [('all',), (tid(6), [oid(1)])]  # perhaps it failed to drop all when the cache did
     assert upkeep.cache.last_tid == tid(6)

@@ -131,6 +131,27 @@ def test_received_refuses_what_next_refuses() -> None:
         inbox.received(10)
 
 
+def test_a_length_of_zero_that_is_received_alone_is_refused() -> None:
+    inbox = Inbox()
+    inbox.buffer()[:4] = bytes(4)
+    with pytest.raises(ProtocolError, match='a frame of 0 bytes'):
+        inbox.received(4)
+
+
+def test_a_frame_that_fills_the_buffer_is_received() -> None:
+    inbox = Inbox()
+    size = len(inbox.buffer())
+    for length in size - 4, size - 3, 1:
+        stream = frame(bytes([length % 256]) * length)[0]
+        payload = None
+        while stream:
+            count = min(len(inbox.buffer()), len(stream))
+            inbox.buffer()[:count], stream = stream[:count], stream[count:]
+            payload = inbox.received(count)
+        assert payload == bytes([length % 256]) * length
+        assert inbox.next() is None
+
+
 def test_a_payload_keeps_its_value_when_the_next_one_arrives() -> None:
     inbox = Inbox(size=16)
     first, = receive(inbox, frame(b'first')[0], [100])

@@ -210,8 +210,7 @@ class Cache:
         #: After the disk has refused, or a change was interrupted, so many stores are ignored before
         #: the ledger starts over.
         self._resting = 0
-        if not useless:
-            self._open()
+        self._open()
 
     @property
     def last_tid(self) -> bytes:
@@ -328,7 +327,7 @@ class Cache:
         """Keep a current revision of an unknown object for later; False: it has to be stored now."""
         with self._mutex:
             aside = self._aside
-            if (not self._ledger.sound or self._closed or self._changing or type(data) is not bytes
+            if (not self._ledger.sound or self._closed or self._changing
                     or len(data) > self._longest_aside or oid in aside
                     or not len(oid) == len(start) == 8
                     or (self._ledger.index.knows(as_number(oid))
@@ -390,19 +389,18 @@ class Cache:
 
     def _put_away(self) -> None:
         aside, ledger = self._aside, self._ledger
-        if self._in_service():
-            bodies, starts, _ = zip(*aside.values())
-            names = list(map(add, aside, starts))
-            if self._former:
-                former, their_bodies = zip(*self._former)
-                names, bodies = [*former, *names], their_bodies + bodies
-            ledger.learn_news(names, bodies, Kind.CURRENT if ledger.behind is None else NEXT)
-            ledger.behind = None
-            # Who hits takes no lock: there may be more any moment, also of what has gone since.
-            for oid, hits in self._aside_hits.copy().items():
-                place = ledger.index.current.places.get(as_number(oid))
-                for _ in range(min(hits, MOST_USED) if place is not None else 0):
-                    ledger.use(place)
+        bodies, starts, _ = zip(*aside.values())
+        names = list(map(add, aside, starts))
+        if self._former:
+            former, their_bodies = zip(*self._former)
+            names, bodies = [*former, *names], their_bodies + bodies
+        ledger.learn_news(names, bodies, Kind.CURRENT if ledger.behind is None else NEXT)
+        ledger.behind = None
+        # Who hits takes no lock: there may be more any moment, also of what has gone since.
+        for oid, hits in self._aside_hits.copy().items():
+            place = ledger.index.current.places.get(as_number(oid))
+            for _ in range(min(hits, MOST_USED) if place is not None else 0):
+                ledger.use(place)
         self._aside, self._aside_size, self._aside_hits, self._former = {}, 0, {}, []
 
     @_change
@@ -530,8 +528,8 @@ class Cache:
     @_change
     def set_server(self, name: str) -> None:
         """What is stored from now on comes from that server, which is allowed."""
-        former, self._log.server = self._log.server, _server_digest(name)
-        if former != self._log.server and self._ledger.sound:
+        self._log.server = _server_digest(name)
+        if self._ledger.sound:
             self._log.mark(clean=False)
 
     @_change
@@ -558,9 +556,7 @@ class Cache:
 
     def _start_over(self) -> None:
         if not self._useless:
-            self._resting = PAUSE
             self._ledger.start_over(self._ledger.last_tid)
-            self._resting = 0
 
     def _in_service(self) -> bool:
         """Whether something can be stored; after a pause the ledger starts over."""

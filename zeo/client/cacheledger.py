@@ -91,10 +91,9 @@ class Ledger:
         if found is None:
             if index.wants(oid, start, end) and len(content[1]) <= self.log.room:
                 self._keep(Kind.CURRENT if end == OPEN else Kind.HISTORIC, oid, start, end, content)
-        elif found[0] is not Kind.HISTORIC:
+        else:       # of what is history nothing more can be said: what came after began when it ended, or later
             self.confirm(start, [oid])
-            if end != OPEN:
-                self.invalidate(end, [oid])
+            self.invalidate(end, [oid])     # nothing ends if that is OPEN
 
     def learn_all(self, start: int, revisions: Iterable[tuple[bytes, bytes]]) -> int:
         """`learn` current revisions that start at the same tid, by oid.
@@ -108,7 +107,7 @@ class Ledger:
                 names.append(oid + since)
                 bodies.append(body)
                 length += len(body)
-                if len(names) == MANY or length >= COLLECTED:
+                if length >= COLLECTED:
                     self.learn_news(names, bodies)
                     learned += len(names)
                     names, bodies, length = [], [], 0
@@ -172,7 +171,7 @@ class Ledger:
 
     def advance(self, last_tid: int) -> bool:
         """The contents are valid up to `last_tid`; False: nothing was done, call `move`."""
-        if self._moves < MOVES and self.sound and last_tid > self.last_tid:
+        if self._moves < MOVES and last_tid > self.last_tid:
             self.last_tid = last_tid
             self._moves += 1
             return True
@@ -240,8 +239,8 @@ class Ledger:
         """Begin a segment with room for a body of that length, taking along what was used of the oldest one."""
         index, log, used = self.index, self.log, self._used
         kept = []
-        for tag, oid, start, _, place in log.oldest():
-            found = index.evict(oid, start, place) if tag in KINDS or tag == NEXT else None
+        for _, oid, start, _, place in log.oldest():
+            found = index.evict(oid, start, place)
             if found is not None and (hits := used[place >> GRAIN_BITS]):
                 survivor = repack(log.read(place))
                 if survivor[0] == NAME.pack(oid, start):    # else the disk has kept what was there before

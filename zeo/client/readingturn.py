@@ -432,7 +432,6 @@ class Reader:
                 break
             request.error = self._error, ()
             self._answer(request)
-        self._loads.clear()
 
     def _error(self) -> Exception:
         return ClientDisconnected(f'connection to {self.address} lost: {self.ended}')

@@ -110,7 +110,7 @@ class Upkeep:
         if verdict is Verdict.CATCH_UP:
             if changes is None:
                 verdict = Verdict.DROP
-                if can_inquire and len(cache):
+                if can_inquire:
                     logger.info('The server cannot tell what changed since %s; it is asked about all'
                                 ' that is cached (%d records)', readable_tid_repr(cache.last_tid),
                                 len(cache))

@@ -111,7 +111,7 @@ class Inbox:
 
     def received(self, count: int) -> Payload | None:
         """`advance`, then `next`: in one step if what came is just one whole frame, as it mostly is."""
-        if self._long is None and not self._end and 4 < count < len(self._buffer):
+        if self._long is None and not self._end and count > 4:
             length, = _unpack_from(self._buffer)
             if length + 4 == count and length <= self.limit:
                 return bytes(self._view[4:count])
