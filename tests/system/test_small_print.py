@@ -194,7 +194,7 @@ def test_an_error_in_vote_is_told_and_the_next_one_goes_on(
         tid = store(other)      # the lock is free
         one.tpc_abort(meta)
         assert store(one) > tid
-        assert any('division by zero' in line for line in server.log.lines)
+        server.log.wait_for('division by zero')
     finally:
         server.kill()
         server.close()
