@@ -153,3 +153,15 @@ def test_a_client_commits(tmp_path: Path, file_storage: Any, serve: Any, connect
     committed = peer.commit(oid(1), record)
     assert (temporary(tmp_path) == b'') == in_memory
     assert file_storage.load(oid(1)) == (record, committed)
+
+
+def test_an_undo_is_put_together_in_the_temporary_file(tmp_path: Path, file_storage: Any, serve: Any, connect: Any) -> None:
+    """Nobody knows before how much it writes."""
+    peer: SessionPeer = connect(serve(file_storage))
+    peer.commit(oid(1), b'one')
+    assert temporary(tmp_path) == b''
+    peer.begin(1)
+    peer.tell('undoa', file_storage.undoLog(0, 1)[0]['id'], 1)
+    peer.call('vote', 1)
+    assert temporary(tmp_path) != b''
+    peer.call('tpc_finish', 1)

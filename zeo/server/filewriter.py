@@ -7,7 +7,8 @@ commits waits.
 
 *Why nothing can be lost.*  What is in the temporary file is not part of the database: a storage that starts
 empties it.  The place is changed by the transaction that has just begun, when nothing is in either, and no
-other one can begin before it has ended.
+other one can begin before it has ended.  (Whoever commits to the same storage past its server, in the same process,
+writes to where the server's last transaction was put together: to memory, as a rule.)
 """
 
 import contextlib
@@ -30,12 +31,9 @@ class FileWriter:
         memory = io.BytesIO()
         self._in_memory = memory, TempFormatter(memory)
 
-    def begun(self, size: int) -> None:
-        """A transaction of about so many bytes has begun, and nothing is stored yet.
-
-        An undo counts little: it mostly writes where the former records are.
-        """
-        file, formatter = self._in_memory if size <= SMALL else self._on_disk
+    def begun(self, size: int | None) -> None:
+        """A transaction of about so many bytes (None: nobody knows) has begun, and nothing is stored yet."""
+        file, formatter = self._in_memory if size is not None and size <= SMALL else self._on_disk
         file.truncate(0)  # it is at the beginning: a storage that begins rewinds what was in use before
         self._storage._tfile, self._storage._tfmt = file, formatter
 

@@ -65,7 +65,8 @@ class Replay:
         else:
             storage.tpc_begin(meta)
         if served.file_writer is not None:
-            served.file_writer.begun(self._staging.size)
+            undoes = any(operation == 'undo' for operation, _ in self._staging)
+            served.file_writer.begun(None if undoes else self._staging.size)
         for operation, args in self._staging:
             self._go_on()
             _OPERATIONS[operation](self, *args)
