@@ -631,6 +631,53 @@ def test_who_is_interrupted_in_an_abort_has_given_up_the_transaction(
         commit.updates.store(oid(1), b'late')
 
 
+def test_who_does_not_await_the_end_of_a_commit_ends_the_connection(
+        storage: MakeStorage, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    one, peer = storage()
+    txn = voted(one, peer, calls, oid(1))
+    channel = one._supervisor.wait().channel
+    with monkeypatch.context() as patch:
+        patch.setattr('zeo.client.channel.Channel.ask', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one.tpc_finish(txn)
+    assert channel.ended == 'the end of a commit was not awaited'
+    assert one.tpc_transaction() is None and not one._commit_lock.locked()
+
+
+def test_a_commit_whose_answer_is_refused_is_of_unknown_outcome(storage: MakeStorage, calls: Calls) -> None:
+    one, peer = storage()
+    txn = voted(one, peer, calls, oid(1))
+    finishing = calls.start(one.tpc_finish, txn)
+    good, = reply(peer.read('tpc_finish').id, 5)
+    peer.send(frame(good[4:].replace(b'K\x05', b'cdatetime\ndatetime\n')))
+    with pytest.raises(OutcomeUnknown, match='datetime'):
+        finishing()
+
+
+@pytest.mark.parametrize('change', [
+    lambda one, txn: one.restore(oid(1), tid(4), b'of another storage', '', None, txn),
+    lambda one, txn: one.deleteObject(oid(1), tid(1), txn)])
+def test_what_is_restored_or_deleted_ends_in_the_cache(
+        storage: MakeStorage, calls: Calls, change: Callable[[ClientStorage, Any], object]) -> None:
+    one, peer = storage()
+    one._cache.store(oid(1), tid(1), None, b'old')
+    txn = begun(one, peer)
+    change(one, txn)
+    voting = calls.start(one.tpc_vote, txn)
+    while (message := peer.read()).name != 'vote':
+        pass
+    peer.answer(message, [])
+    voting()
+    finishing = calls.start(one.tpc_finish, txn)
+    peer.answer(peer.read('tpc_finish'), tid(6))
+    finishing()
+    assert one._cache.load(oid(1)) is None
+    assert one._cache.loadBefore(oid(1), tid(6)) == (b'old', tid(1), tid(6))
+
+
 def test_an_abort_whose_answer_is_refused_is_an_abort(storage: MakeStorage, calls: Calls) -> None:
     one, peer = storage()
     txn = voted(one, peer, calls, oid(1))
