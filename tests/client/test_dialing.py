@@ -13,6 +13,7 @@ from tests.client.peer import Host
 from tests.system.certificates import Certificates
 from zeo.client import dialing
 from zeo.client.dialing import Line
+from zeo.client.dialing import NobodyListens
 from zeo.client.dialing import Security
 from zeo.client.dialing import dial
 from zeo.client.dialing import display
@@ -298,8 +299,15 @@ def test_what_comes_with_the_end_of_the_handshake_is_not_forgotten(
 
 def test_a_name_that_no_certificate_can_have_is_a_failure_of_that_address(
         host: Host, interruption: Any, calls: Calls) -> None:
-    with pytest.raises(ClientDisconnected, match='no server answers'):
+    with pytest.raises(ClientDisconnected, match='no server answers') as raised:
         first_with_tls([host.address], interruption, client_context(), '.local')
+    assert not isinstance(raised.value, NobodyListens)
+
+
+def test_where_nobody_listens_a_server_may_be_just_starting(tmp_path: Path, host: Host, interruption: Any) -> None:
+    host.close()
+    with pytest.raises(NobodyListens, match='no server answers .*refused; .*no such socket file'):
+        list(dial([host.address, str(tmp_path / 'none')], interruption[0]))
 
 
 def test_a_unix_socket_is_left_without_tls(tmp_path: Path, interruption: Any, calls: Calls) -> None:

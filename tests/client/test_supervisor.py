@@ -24,6 +24,7 @@ from tests.client.peer import oid
 from tests.client.peer import tid
 from tests.system.servers import until
 from zeo.client import supervisor as module
+from zeo.client.dialing import NobodyListens
 from zeo.client.link import Link
 from zeo.client.supervisor import State
 from zeo.client.supervisor import Supervisor
@@ -549,7 +550,7 @@ def test_each_reason_why_there_is_no_connection_is_logged_once(
     client('/nowhere').supervisor.start()
     until(lambda: len(tried) > 6, 'it has tried often')
     assert [each.getMessage().rsplit(' ', 1)[1] for each in caplog.records
-            if each.levelname == 'WARNING'] == ['two', 'one']  # of the first ones nobody is warned
+            if each.levelname == 'WARNING'] == ['one', 'two']
 
 
 def test_nobody_is_warned_of_a_server_that_is_just_starting(
@@ -558,7 +559,7 @@ def test_nobody_is_warned_of_a_server_that_is_just_starting(
 
     def late(*args: Any) -> Iterator[Any]:
         if next(rounds) <= module.EARLY:
-            raise ClientDisconnected('no server answers')
+            raise NobodyListens('no server answers')
         return dial(*args)
 
     monkeypatch.setattr(module, 'dial', late)

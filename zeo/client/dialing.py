@@ -152,6 +152,10 @@ class Security(NamedTuple):
     hostname: str | None
 
 
+class NobodyListens(ClientDisconnected):
+    """There is no server at any address; one may be just starting."""
+
+
 class Line(NamedTuple):
     """A connection that is ready for `register`."""
 
@@ -290,14 +294,14 @@ def dial(addresses: Sequence[Address], interruption: socket.socket, security: Se
     went wrong with each, if none of them answers.
     """
     targets = _resolve(addresses)
-    failures: list[str] = []
+    failures: list[tuple[Address, Exception]] = []
     answered = False
     with selectors.DefaultSelector() as selector:
         selector.register(interruption, selectors.EVENT_READ)
         attempts: list[_Attempt] = []  # in the order of their beginning
 
         def fail(attempt: _Attempt, error: Exception) -> None:
-            failures.append(f'{display(attempt.address)}: {error}')
+            failures.append((attempt.address, error))
             selector.unregister(attempt.sock)
             attempts.remove(attempt)
             attempt.sock.close()
@@ -318,7 +322,7 @@ def dial(addresses: Sequence[Address], interruption: socket.socket, security: Se
                             raise where
                         attempt = _Attempt(address, family, where, security)
                     except (OSError, ValueError) as error:
-                        failures.append(f'{display(address)}: {error}')
+                        failures.append((address, error))
                         continue
                     attempts.append(attempt)
                     selector.register(attempt.sock, attempt.awaited, attempt)
@@ -352,7 +356,9 @@ def dial(addresses: Sequence[Address], interruption: socket.socket, security: Se
             for attempt in attempts:
                 attempt.sock.close()
     if not answered:
-        raise ClientDisconnected('no server answers (' + '; '.join(failures) + ')')
+        absent = all(isinstance(error, (ConnectionRefusedError, FileNotFoundError)) for _, error in failures)
+        said = '; '.join(f'{display(address)}: {error}' for address, error in failures)
+        raise (NobodyListens if absent else ClientDisconnected)(f'no server answers ({said})')
 
 
 #: Threads that ask what a name stands for.  Nothing can interrupt that.

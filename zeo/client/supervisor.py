@@ -23,6 +23,7 @@ from zeo.client.channel import Channel
 from zeo.client.channel import Notice
 from zeo.client.dialing import Address
 from zeo.client.dialing import Line
+from zeo.client.dialing import NobodyListens
 from zeo.client.dialing import Security
 from zeo.client.dialing import dial
 from zeo.client.dialing import display
@@ -59,7 +60,7 @@ JOIN = 5.0
 #: So many different reasons are logged why there is no connection, each once.
 MOST_REASONS = 20
 
-#: So many rounds in which no server was found are nothing to be warned of: it may just be starting.
+#: So many rounds in which nobody listened are nothing to be warned of: a server may just be starting.
 EARLY = 3
 
 
@@ -387,7 +388,7 @@ class Supervisor:
             trace = failure.__traceback__
             self._failure = failure.with_traceback(None)  # nobody is to keep what its frames hold
             reason = _said(failure)
-            early = isinstance(failure, ClientDisconnected) and self._failures < EARLY
+            early = isinstance(failure, NobodyListens) and self._failures < EARLY
             known = early or reason in self._told or len(self._told) >= MOST_REASONS
             if not known:
                 self._told.add(reason)
