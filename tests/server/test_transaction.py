@@ -36,6 +36,7 @@ from zeo.errors import ServerException
 from zeo.server.limits import Limits
 from zeo.server.served import MOST_COMMITTED
 from zeo.server.served import Served
+from zeo.server.staging import Staging
 from zeo.server.transaction import QUICK
 from zeo.server.transaction import State
 from zeo.wire.stores import HEAD
@@ -296,6 +297,31 @@ def test_a_vote_that_fails_without_waiting_keeps_neither_the_lock_nor_its_client
     assert peer.hung_up and transaction.state is State.ENDED
     monkeypatch.undo()
     assert can_commit(resolving, connect)
+
+
+@pytest.mark.parametrize('error', [OSError, SystemExit])
+@pytest.mark.parametrize('fails', [False, True], ids=['finished', 'refused'])
+def test_whatever_is_left_of_a_transaction_the_lock_is_not(
+        served: Served, peer: SessionPeer, connect: Connect, caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch, fails: bool, error: type[BaseException]) -> None:
+    def cannot_close(_: Staging) -> None:
+        raise error
+
+    def refuse(_: Any) -> None:
+        raise ConflictError
+
+    peer.begin(1, NEW)
+    with monkeypatch.context() as patched:
+        patched.setattr(Staging, 'close', cannot_close)
+        if fails:
+            patched.setattr(served.storage, 'tpc_vote', refuse)
+            with pytest.raises(ConflictError):
+                peer.call('vote', 1)
+        else:
+            peer.call('vote', 1)
+            peer.call('tpc_finish', 1)
+    assert 'something may be left' in caplog.text
+    assert served.lock.holder is None and can_commit(served, connect)
 
 
 def test_a_storage_that_has_to_ask_others_is_not_quick(serve: Serve) -> None:

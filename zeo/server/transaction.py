@@ -460,7 +460,7 @@ class Transaction:
             self._staging.close()
             if self._uploads is not None:
                 self._uploads.close()
-        except Exception:
+        except BaseException:
             logger.exception('%s: something may be left of a transaction', self.client)
         if self._told is not None:  # only then: who has the commit lock may be changing these
             self._served.told.pop(self._told, None)
