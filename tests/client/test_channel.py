@@ -16,6 +16,7 @@ from tests.client.peer import PATIENCE
 from tests.client.peer import oid
 from tests.client.peer import tid
 from tests.system.servers import until
+from zeo.client.outgoing import Outgoing
 from zeo.errors import ClientDisconnected
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
@@ -245,6 +246,18 @@ def test_a_load_that_begins_after_an_invalidation_joins_no_answer_from_before_it
                    invalidation_notice(tid(2), [oid(1)]))
     result()
     assert standing == [{}]
+
+
+def test_what_could_not_be_asked_for_is_awaited_by_nobody(
+        line: Line, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(Outgoing, 'send', no_memory)
+        line.channel.prefetch([oid(1)], tid(9), together=True)
+    with pytest.raises(ClientDisconnected):
+        calls.start(line.channel.load, oid(1), tid(9))()
 
 
 def test_what_is_in_flight_is_not_asked_for_again_singly(line: Line, calls: Calls) -> None:
