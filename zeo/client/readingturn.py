@@ -28,6 +28,8 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+from abc import ABC
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import count
 from threading import Lock
@@ -121,7 +123,7 @@ class Sleeper:
             self.bed.acquire(timeout=0.1)
 
 
-class Reader:
+class Reader(ABC):
     """A connection to a server over ``sock``, over ``tls`` if it is spoken there, whose callers take turns in reading.
 
     What a message changes is said by `_dispatch`.  All methods may be called from any thread, except that `watch`
@@ -314,9 +316,9 @@ class Reader:
         else:
             self._requests.pop(message_id, None)
 
+    @abstractmethod
     def _dispatch(self, payload: Payload) -> None:
         """Read one message and do all it changes."""
-        raise NotImplementedError
 
     def _answer(self, request: Request) -> None:
         request.done = True
