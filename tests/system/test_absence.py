@@ -21,6 +21,23 @@ def settled(storage: Any) -> None:
     until(lambda: next(storage._cache.suspects(), None) is None, 'everything is verified')
 
 
+def taken(server: Server) -> bytes:
+    """A backup, taken while the server is stopped."""
+    server.stop()
+    backup = Path(server.folder, 'Data.fs').read_bytes()
+    server.start()
+    return backup
+
+
+def restore(server: Server, backup: bytes) -> None:
+    """Let the server go on from a backup."""
+    server.stop()
+    for file in Path(server.folder).glob('Data.fs.*'):
+        file.unlink()
+    Path(server.folder, 'Data.fs').write_bytes(backup)
+    server.start()
+
+
 def fill(storage: Any, count: int) -> list[bytes]:
     """So many objects, committed and cached."""
     from ZODB.Connection import TransactionMetaData
@@ -191,21 +208,14 @@ def test_what_was_cached_of_a_future_that_was_given_up_is_not_served(
     storage = ClientStorage(server.address, cache=path)
     oids = fill(storage, 10)
     serial = storage.lastTransaction()
-    server.stop()
-    data = Path(server.folder, 'Data.fs')
-    backup = data.read_bytes()
-    server.start()
+    backup = taken(server)
     until(storage.is_connected, 'it is back')
     given_up = store(storage, oids[1], serial, b'given up')
     again = store(storage, oids[1], given_up, b'given up as well')
     assert storage.loadBefore(oids[1], again) == (b'given up', given_up, again)
     storage.close()
 
-    server.stop()
-    data.write_bytes(backup)
-    for other in data.parent.glob('Data.fs.*'):
-        other.unlink()
-    server.start()
+    restore(server, backup)
     writer = ClientStorage(server.address)
     last = store(writer, oids[2], serial, b'the new future')
     assert last > again
@@ -230,21 +240,14 @@ def test_what_a_killed_client_had_cached_of_a_future_that_was_given_up_is_not_se
     oids = fill(storage, 10)
     serial = storage.lastTransaction()
     storage._cache.flush()
-    server.stop()
-    data = Path(server.folder, 'Data.fs')
-    backup = data.read_bytes()
-    server.start()
+    backup = taken(server)
     until(storage.is_connected, 'it is back')
     given_up = store(storage, oids[1], serial, b'given up' * 20_000)
     killed = tmp_path / 'killed.zec'
     killed.write_bytes(path.read_bytes())
     storage.close()
 
-    server.stop()
-    data.write_bytes(backup)
-    for other in data.parent.glob('Data.fs.*'):
-        other.unlink()
-    server.start()
+    restore(server, backup)
     writer = ClientStorage(server.address)
     storage = ClientStorage(server.address, cache=killed)
     last = store(writer, oids[2], serial, b'the new future')
