@@ -10,8 +10,8 @@ from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.utils import z64
 
-from tests.server.running import Connect
 from tests.server.running import LOCAL
+from tests.server.running import Connect
 from tests.server.running import Start
 from tests.server.running import connect
 from tests.server.running import is_closed
@@ -27,7 +27,6 @@ from zeo import StorageServer as module
 from zeo.server import connection
 from zeo.server import pulse
 from zeo.StorageServer import StorageServer
-
 
 # ---- addresses
 

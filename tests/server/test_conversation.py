@@ -19,13 +19,13 @@ from tests.server.talk import oid
 from tests.system.servers import until
 from zeo.errors import ProtocolError
 from zeo.errors import ServerException
-from zeo.server import jobs
 from zeo.server import conversation as module
+from zeo.server import jobs
 from zeo.server.served import Served
+from zeo.wire.loads import load_request
 from zeo.wire.messages import HEARTBEAT
 from zeo.wire.methods import METHODS
 from zeo.wire.stores import HEAD
-from zeo.wire.loads import load_request
 
 Connect = Callable[..., SessionPeer]
 

@@ -17,10 +17,10 @@ from typing import Protocol
 from zeo.errors import ProtocolError
 from zeo.errors import TlsError
 from zeo.server.addresses import Address
-from zeo.server.limits import Allowance
 from zeo.server.limits import FIRST_FRAMES
-from zeo.server.limits import Limits
 from zeo.server.limits import READERS_FRAMES
+from zeo.server.limits import Allowance
+from zeo.server.limits import Limits
 from zeo.server.outbox import Outbox
 from zeo.server.roles import Roles
 from zeo.server.seldom import Rations
@@ -29,8 +29,8 @@ from zeo.server.seldom import SeldomEach
 from zeo.server.served import Served
 from zeo.server.session import Session
 from zeo.server.writer import DONT_WAIT
-from zeo.server.writer import Line
 from zeo.server.writer import PATIENCE
+from zeo.server.writer import Line
 from zeo.server.writer import SecureLine
 from zeo.server.writer import Writer
 from zeo.wire.framing import Inbox

@@ -39,8 +39,8 @@ from zeo.server.limits import TooLarge
 from zeo.server.maintenance import Maintenance
 from zeo.server.outbox import AHEAD
 from zeo.server.outbox import GONE
-from zeo.server.outbox import Outbox
 from zeo.server.outbox import SENT
+from zeo.server.outbox import Outbox
 from zeo.server.roles import Role
 from zeo.server.roles import Roles
 from zeo.server.roles import audit
